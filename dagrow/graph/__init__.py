@@ -1,0 +1,8 @@
+"""Architectures as values, their axes derived by tracing, and the one primitive that resizes them."""
+
+from dagrow.graph.architecture import Architecture
+from dagrow.graph.axes import Axis
+from dagrow.graph.node import Node
+from dagrow.graph.resizing import Move, Refusal, Rewrite, resize, transfer
+
+__all__ = ["Architecture", "Axis", "Move", "Node", "Refusal", "Rewrite", "resize", "transfer"]

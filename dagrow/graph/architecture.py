@@ -1,0 +1,211 @@
+"""Architecture: a DAG of nodes as an immutable value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+
+import networkx as nx
+
+from dagrow import ops
+from dagrow.errors import GraphError, nearest
+from dagrow.graph.axes import Axis, Derived, derive
+from dagrow.graph.node import Node, check_name
+
+
+class Architecture:
+    """A frozen DAG of named nodes. Equal digests mean equal networks with equal names.
+
+    >>> from dagrow.graph import Architecture, Node
+    >>> net = Architecture({"x": Node.of("input", shape=(4,)), "hidden": Node.of("linear", "x", width=3),
+    ...                     "act": Node.of("relu", "hidden"), "y": Node.of("linear", "act", width=2)})
+    >>> net.shapes["hidden"], net.size, net.macs
+    ((3,), 23, 18)
+
+    Raises GraphError: unknown op or input, a cycle, a name that may not be used, a shape that does not fit.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], outputs: str | Iterable[str] | None = None):
+        self.nodes: Mapping[str, Node] = MappingProxyType(dict(nodes))
+        self._check_nodes()
+        used = {i for n in self.nodes.values() for i in n.inputs}
+        if outputs is None:
+            ends = [n for n in self.nodes if n not in used]
+            if len(ends) != 1:
+                raise GraphError(f"the network has {len(ends)} ends ({', '.join(ends)}); exactly one is the output", fix="say which: output: NAME")
+            outputs = ends
+        self.outputs: tuple[str, ...] = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        for name in self.outputs:
+            if name not in self.nodes:
+                raise GraphError(f"the output {name!r} is not a node", fix=_hint(name, self.nodes))
+        dead = [n for n in self.nodes if n not in self._alive()]
+        if dead:
+            raise GraphError(f"{dead[0]!r} does not lead to the output {', '.join(self.outputs)}", node=dead[0])
+
+    def _check_nodes(self) -> None:
+        for name, node in self.nodes.items():
+            check_name(name)
+            rule = node.rule
+            if len(node.inputs) < rule.fewest or (rule.most is not None and len(node.inputs) > rule.most):
+                wanted = f"{rule.fewest}" if rule.most == rule.fewest else f"at least {rule.fewest}"
+                raise GraphError(f"{name!r}: {node.op} takes {wanted} inputs, it has {len(node.inputs)}", node=name)
+            for i in node.inputs:
+                if i not in self.nodes:
+                    raise GraphError(f"{name!r}: its input {i!r} is not a node", node=name, fix=_hint(i, self.nodes))
+        for name in self.nodes:
+            parent = name.rpartition(".")[0]
+            while parent:
+                if parent in self.nodes:
+                    raise GraphError(f"{name!r} lies inside the node {parent!r}", node=name, fix="rename one of them")
+                parent = parent.rpartition(".")[0]
+        if not any(n.op == "input" for n in self.nodes.values()):
+            raise GraphError("the network has no input")
+        if len(self.order) != len(self.nodes):
+            raise GraphError("unreachable")
+
+    def _alive(self) -> set[str]:
+        seen, todo = set(), list(self.outputs)
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo.extend(self.nodes[name].inputs)
+        return seen
+
+    @cached_property
+    def graph(self) -> nx.MultiDiGraph:
+        """The networkx graph: edges carry `position`, the place among the inputs."""
+        graph = nx.MultiDiGraph()
+        for name, node in self.nodes.items():
+            graph.add_node(name, op=node.op, attrs=node.attrs)
+        for name, node in self.nodes.items():
+            for position, i in enumerate(node.inputs):
+                graph.add_edge(i, name, position=position)
+        return graph
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Topological; ties in the order the nodes were given."""
+        place = {name: k for k, name in enumerate(self.nodes)}
+        try:
+            return tuple(nx.lexicographical_topological_sort(self.graph, key=place.__getitem__))
+        except nx.NetworkXUnfeasible:
+            cycle = [edge[0] for edge in nx.find_cycle(self.graph)]
+            raise GraphError(f"a cycle: {' -> '.join([*cycle, cycle[0]])}", node=cycle[0]) from None
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        """Who reads each node, once per edge."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name in self.order:
+            for i in self.nodes[name].inputs:
+                found[i].append(name)
+        return {name: tuple(readers) for name, readers in found.items()}
+
+    @cached_property
+    def derived(self) -> Derived:
+        """Shapes, parameters, MACs and axes, by tracing (cached by digest)."""
+        return derive(self.digest, self.nodes, self.order, self.outputs)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """node -> shape of its output, without the batch."""
+        return self.derived.shapes
+
+    @property
+    def params(self) -> Mapping[str, tuple[int, ...]]:
+        """"node.local" -> shape of each trainable parameter."""
+        return self.derived.params
+
+    @property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """"node.local" -> shape of each buffer (batch-norm statistics)."""
+        return self.derived.buffers
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        return self.derived.axes
+
+    @property
+    def size(self) -> int:
+        """Trainable parameters."""
+        return self.derived.size
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward of one sample."""
+        return sum(self.derived.macs.values())
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(n for n, node in self.nodes.items() if node.op == "input")
+
+    def replace(self, nodes: Mapping[str, Node | None], outputs: Iterable[str] | None = None) -> Architecture:
+        """With these nodes changed or added, those mapped to None dropped."""
+        changed = {n: nodes.get(n, node) for n, node in self.nodes.items()} | {n: v for n, v in nodes.items() if n not in self.nodes}
+        return Architecture({n: v for n, v in changed.items() if v is not None}, self.outputs if outputs is None else outputs)
+
+    def to_dict(self) -> dict:
+        """Plain values, from which `from_dict` makes an equal architecture."""
+        rows = {
+            name: {"op": node.op, "in": list(node.inputs), **node.attrs.model_dump(mode="json", exclude_defaults=True)}
+            for name, node in self.nodes.items()
+        }
+        return {"nodes": rows, "outputs": list(self.outputs)}
+
+    @staticmethod
+    def from_dict(data: Mapping) -> Architecture:
+        nodes = {}
+        for name, row in data["nodes"].items():
+            attrs = {k: v for k, v in row.items() if k not in ("op", "in")}
+            nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs))
+        return Architecture(nodes, data["outputs"])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over names, ops, attributes, edges and their order."""
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
+
+    @cached_property
+    def form(self) -> str:
+        """The same for networks that differ in names only (Weisfeiler-Lehman); `same_form` settles collisions."""
+        return nx.weisfeiler_lehman_graph_hash(_labelled(self), node_attr="label", edge_attr="label", iterations=max(3, len(self.nodes) // 2))
+
+    def same_form(self, other: Architecture) -> bool:
+        """Whether the two differ in names only."""
+        if self.form != other.form:
+            return False
+        return nx.is_isomorphic(
+            _labelled(self), _labelled(other),
+            node_match=lambda a, b: a["label"] == b["label"], edge_match=lambda a, b: a["label"] == b["label"],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Architecture) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Architecture({len(self.nodes)} nodes, {self.size} params, {self.macs} MACs)"
+
+
+def _labelled(arch: Architecture) -> nx.DiGraph:
+    """One labelled edge per pair of nodes: the positions at which one feeds the other (none for a sum, which has no order)."""
+    graph = nx.DiGraph()
+    for name, node in arch.nodes.items():
+        end = arch.outputs.index(name) if name in arch.outputs else -1
+        graph.add_node(name, label=f"{node.op} {node.attrs!r} {end}")
+    for name, node in arch.nodes.items():
+        for i in dict.fromkeys(node.inputs):
+            places = [k for k, j in enumerate(node.inputs) if j == i]
+            graph.add_edge(i, name, label=str(len(places) if node.rule.role == "sum" else places))
+    return graph
+
+
+def _hint(name: str, known: Iterable[str]) -> str | None:
+    found = nearest(name, known)
+    return f"did you mean {found!r}?" if found else None

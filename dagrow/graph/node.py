@@ -1,0 +1,84 @@
+"""A node of an architecture, the names it may have, and running a list of nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dagrow import ops
+from dagrow.errors import GraphError
+
+SEGMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+Module = nn.Module | Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Node:
+    """`op` of `inputs` (authoritative: add(a, a) has two edges) with `attrs`, an instance of the op's Options."""
+
+    op: str
+    inputs: tuple[str, ...] = ()
+    attrs: object = None
+    tied: tuple[tuple[str, str], ...] = field(default=())
+
+    @staticmethod
+    def of(op: str, *inputs: str, **attrs) -> Node:
+        """A node from plain attributes: `Node.of("linear", "x", width=8)`."""
+        return Node(op, tuple(inputs), ops.REGISTRY.get(op).Options(**attrs))
+
+    @property
+    def rule(self) -> type[ops.Op]:
+        return ops.REGISTRY.get(self.op)
+
+
+def check_name(name: str) -> None:
+    """Raises GraphError unless every dotted segment may stand in generated code (torch.fx executes names)."""
+    segments = str(name).split(".")
+    if len(segments) > 16 or not all(SEGMENT.match(s) for s in segments):
+        raise GraphError(
+            f"{str(name)[:80]!r} cannot name a node",
+            fix="use letters, digits and _ (64 at most, no digit first), with dots between segments",
+        )
+
+
+def build(node: Node, shapes: Iterable[tuple[int, ...]], name: str) -> Module:
+    """The node's module or function for inputs of `shapes`; GraphError names the node."""
+    try:
+        return node.rule.build(node.attrs, *shapes)
+    except GraphError as error:
+        raise GraphError(f"{name!r}: {error.message}", node=name, fix=error.fix) from None
+
+
+def run(nodes: Mapping[str, Node], order: Iterable[str], modules: Mapping[str, Module], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Runs the nodes of `order` that `values` does not hold yet; fills `values` and returns it."""
+    for name in order:
+        if name not in values:
+            values[name] = modules[name](*(values[i] for i in nodes[name].inputs))
+    return values
+
+
+def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, Module]]:
+    """(shapes without the batch, modules on the meta device), by running real ops on no memory."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    modules: dict[str, Module] = {}
+    with torch.device("meta"), torch.no_grad():
+        for name in order:
+            node = nodes[name]
+            if node.op == "input":
+                shapes[name] = tuple(node.attrs.shape)
+                continue
+            inputs = [shapes[i] for i in node.inputs]
+            module = modules[name] = build(node, inputs, name)
+            if isinstance(module, nn.Module):
+                module.eval()
+            try:
+                made = module(*(torch.empty((2, *s)) for s in inputs))
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                given = ", ".join(str(list(s)) for s in inputs)
+                raise GraphError(f"{name!r}: {node.op} does not fit {given}: {str(error).splitlines()[0]}", node=name) from None
+            shapes[name] = tuple(made.shape[1:])
+    return shapes, modules
