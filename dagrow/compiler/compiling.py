@@ -1,0 +1,204 @@
+"""Architecture and weights -> torch.fx.GraphModule, and the weights back by the nodes' names.
+
+A node `body.r0.conv` becomes the submodule `n_body.n_r0.n_conv`: without the prefix a node called `graph`, `code` or
+`train` would overwrite a part of GraphModule. Ops that build functions are recorded as the calls they make.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import graph_module as fx_graph_module
+
+from dagrow.errors import GraphError
+from dagrow.graph import Architecture
+from dagrow.graph.node import build
+from dagrow.rng import torch_seeded
+
+PREFIX = "n_"
+
+
+class Network(fx.GraphModule):
+    """A GraphModule that leaves nothing behind: fx keeps the source of every recompile for ever, ours is dropped.
+
+    `meta["values"]` maps each node of the architecture to the name of the fx node that holds its output.
+    """
+
+    def recompile(self):
+        code = super().recompile()
+        kind = type(self)
+        _forget(kind)
+        # fx's wrapper prints a failing forward's source to stderr; errors here are caught and handled as values.
+        if "__call__" in vars(kind):
+            del kind.__call__
+        return code
+
+
+class _Recorder(fx.proxy.GraphAppendingTracer):
+    """Records calls on proxies, naming each after the node being compiled."""
+
+    current: str
+
+    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
+        return super().create_node(kind, target, args, kwargs, self.current, type_expr)
+
+
+def prefixed_name(name: str) -> str:
+    """"body.r0.conv" -> "n_body.n_r0.n_conv"."""
+    return ".".join(PREFIX + segment for segment in name.split("."))
+
+
+def plain_name(name: str) -> str:
+    """"n_body.n_r0.n_conv.weight" -> "body.r0.conv.weight": the prefix is taken from the leading segments that bear it."""
+    segments = name.split(".")
+    for k, segment in enumerate(segments):
+        if not segment.startswith(PREFIX):
+            break
+        segments[k] = segment[len(PREFIX):]
+    return ".".join(segments)
+
+
+def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> Network:
+    """A module, in training mode, that computes `arch` with clones of `weights` ("node.local" -> parameter or buffer).
+
+    Its inputs are the architecture's, in their order, each [batch, *shape]; it returns the output's tensor, or a tuple
+    where the architecture has several outputs. dtypes and devices are those of the tensors given; floating parameters
+    require gradients. Raises GraphError where weights are missing, left over or of another shape.
+    """
+    shapes, nodes = arch.shapes, arch.nodes
+    with torch.device("meta"):
+        built = {name: build(nodes[name], [shapes[i] for i in nodes[name].inputs], name) for name in arch.order if nodes[name].op != "input"}
+    graph = fx.Graph()
+    recorder = _Recorder(graph)
+    values = {name: fx.Proxy(graph.placeholder(target), recorder) for name, target in _placeholders(arch).items()}
+    modules: dict[str, nn.Module] = {}
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, made in built.items():
+        target = prefixed_name(name)
+        recorder.current = target.replace(".", "_")
+        arguments = [values[i] for i in nodes[name].inputs]
+        if isinstance(made, nn.Module):
+            modules[target] = made
+            values[name] = fx.Proxy(graph.call_module(target, tuple(a.node for a in arguments)), recorder)
+            wanted.update(_fill(made, name, weights))
+        else:
+            values[name] = made(*arguments)
+    _check(wanted, weights)
+    ends = [values[name].node for name in arch.outputs]
+    graph.output(ends[0] if len(ends) == 1 else tuple(ends))
+    network = Network(modules, graph, class_name="Network")
+    network.meta["values"] = {name: value.node.name for name, value in values.items()}
+    return network
+
+
+def _placeholders(arch: Architecture) -> dict[str, str]:
+    """input node -> the argument's name; a.b and a_n_b must not meet."""
+    taken: dict[str, str] = {}
+    for name in arch.inputs:
+        target = prefixed_name(name).replace(".", "_")
+        while target in taken.values():
+            target += "_"
+        taken[name] = target
+    return taken
+
+
+def _slots(module: nn.Module, name: str) -> Iterator[tuple[str, dict, str]]:
+    """("node.local", the dict that holds the tensor, its key there) of each parameter and buffer below `module`."""
+    for path, part in module.named_modules():
+        for held in (part._parameters, part._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    local = f"{path}.{key}" if path else key
+                    if local.startswith(PREFIX):
+                        raise GraphError(f"{name!r}: a parameter may not be called {local!r}", node=name, fix=f"names that begin with {PREFIX} are kept for nodes")
+                    yield f"{name}.{local}", held, key
+
+
+def _fill(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Puts clones of `weights` into `module`, where their shapes fit; returns the shapes wanted."""
+    wanted = {}
+    for slot, held, key in _slots(module, name):
+        old = held[key]
+        wanted[slot] = tuple(old.shape)
+        given = weights.get(slot)
+        if given is None or given.shape != old.shape:
+            continue
+        # Cloned: an alias would let training change the caller's value, and unaligned storage changes bits.
+        fresh = given.detach().clone()
+        held[key] = nn.Parameter(fresh, fresh.is_floating_point()) if isinstance(old, nn.Parameter) else fresh
+    return wanted
+
+
+def _check(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> None:
+    wrong = [f"{slot!r} is missing" for slot in wanted if slot not in weights]
+    wrong += [f"{slot!r} belongs to no node" for slot in weights if slot not in wanted]
+    wrong += [
+        f"{slot!r} has shape {list(weights[slot].shape)}, the network needs {list(shape)}"
+        for slot, shape in wanted.items() if slot in weights and tuple(weights[slot].shape) != shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise GraphError(f"these weights are not this network's: {'; '.join(wrong[:5])}{more}")
+
+
+def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Fresh values, on the CPU, of every parameter and buffer, or of those in `only`, keyed "node.local".
+
+    `seed` is the run's, or (seed, *purpose). A node's values depend on the seed, its name, its attributes and the shapes
+    of its inputs only: not on the rest of the network. Raises GraphError for names that are not in `arch`.
+    """
+    seed, *purpose = seed if isinstance(seed, tuple) else (seed,)
+    known = {**arch.params, **arch.buffers}
+    chosen = set(known if only is None else only)
+    strange = sorted(chosen - known.keys())
+    if strange:
+        raise GraphError(f"{strange[0]!r} is no parameter of this network")
+    owners = {_owner(arch, slot) for slot in chosen}
+    made = {}
+    for name in arch.order:
+        if name in owners:
+            node = arch.nodes[name]
+            with torch.device("cpu"), torch_seeded(seed, *purpose, "init", name):
+                module = build(node, [arch.shapes[i] for i in node.inputs], name)
+            made.update({slot: held[key].detach().clone() for slot, held, key in _slots(module, name) if slot in chosen})
+    return made
+
+
+def _owner(arch: Architecture, slot: str) -> str:
+    """The node of a "node.local"; no node lies inside another, so there is one."""
+    name = slot.rpartition(".")[0]
+    while name not in arch.nodes:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
+    """"node.local" -> the live parameter, in the order of `module.named_parameters()`."""
+    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """"node.local" -> a detached clone of each parameter and buffer: what `compile_architecture` takes."""
+    held = [*module.named_parameters(), *module.named_buffers()]
+    return {plain_name(name): tensor.detach().clone() for name, tensor in held}
+
+
+@contextmanager
+def with_source(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """`module` with its generated source readable inside the block (torch.jit.script asks for it), dropped after."""
+    fx.GraphModule.recompile(module)
+    try:
+        yield module
+    finally:
+        module.recompile()
+
+
+def _forget(kind: type[fx.GraphModule]) -> None:
+    """Drops fx's and linecache's copies of the source of `kind.forward`."""
+    key = kind.forward.__code__.co_filename
+    fx_graph_module._loader.eval_cache.pop(key, None)
+    linecache.cache.pop(key, None)
