@@ -1,0 +1,19 @@
+"""For all tests: one thread per process, and hypothesis draws the same examples every time."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is first imported, and for the processes that tests start: more threads change the bits and, on few cores, cost time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
+# pytest --hypothesis-profile=thorough: other examples each time, and more of them.
+settings.register_profile("thorough", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fixed")
