@@ -4,17 +4,21 @@ from dagrow.compiler.compiling import (
     Network,
     compile_architecture,
     initialise,
+    owner_of,
     parameters_by_name,
     plain_name,
     prefixed_name,
-    with_source,
     weights_of,
+    with_source,
 )
+from dagrow.compiler.deployed import Deployed
 
 __all__ = [
+    "Deployed",
     "Network",
     "compile_architecture",
     "initialise",
+    "owner_of",
     "parameters_by_name",
     "plain_name",
     "prefixed_name",

@@ -28,6 +28,10 @@ class Network(fx.GraphModule):
     `meta["values"]` maps each node of the architecture to the name of the fx node that holds its output.
     """
 
+    def __init__(self, root: nn.Module | Mapping[str, nn.Module], graph: fx.Graph, class_name: str = "Network"):
+        # Also keeps torch.jit.script from warning about the annotations in fx's own __init__.
+        super().__init__(root, graph, class_name)
+
     def recompile(self):
         code = super().recompile()
         kind = type(self)
@@ -90,7 +94,7 @@ def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> N
     _check(wanted, weights)
     ends = [values[name].node for name in arch.outputs]
     graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-    network = Network(modules, graph, class_name="Network")
+    network = Network(modules, graph)
     network.meta["values"] = {name: value.node.name for name, value in values.items()}
     return network
 
@@ -157,7 +161,7 @@ def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iter
     strange = sorted(chosen - known.keys())
     if strange:
         raise GraphError(f"{strange[0]!r} is no parameter of this network")
-    owners = {_owner(arch, slot) for slot in chosen}
+    owners = {owner_of(arch, slot) for slot in chosen}
     made = {}
     for name in arch.order:
         if name in owners:
@@ -168,7 +172,7 @@ def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iter
     return made
 
 
-def _owner(arch: Architecture, slot: str) -> str:
+def owner_of(arch: Architecture, slot: str) -> str:
     """The node of a "node.local"; no node lies inside another, so there is one."""
     name = slot.rpartition(".")[0]
     while name not in arch.nodes:

@@ -1,0 +1,51 @@
+"""TorchScript: the network as a program that torch's C++ and Python run."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+from dagrow.errors import ExportError
+from dagrow.export import REGISTRY, Format
+from dagrow.registry import Options
+
+
+@REGISTRY.register("torchscript")
+class TorchScript(Format):
+    """One .pt file for torch.jit.load, in Python or C++; takes raw rows of any dtype."""
+
+    suffix = ".pt"
+    loader = """
+def load(path):
+    texts = {"spec.yaml": "", "architecture.json": "", "meta.json": ""}
+    return torch.jit.load(path, map_location="cpu", _extra_files=texts), texts
+"""
+
+    class Options(Options):
+        """freeze: weights become constants of the program: a little faster, but no longer a state dict."""
+
+        output: Literal["logits", "probabilities"] = "logits"
+        freeze: bool = False
+
+    @classmethod
+    def encode(cls, bundle, options):
+        import torch
+
+        from dagrow.compiler import with_source
+
+        deployed = bundle.deployed(options.output)
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            # We know; pt2 is the other format. Only here, only this: the user's own warnings stay.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is", DeprecationWarning)
+            try:
+                with with_source(deployed.network):
+                    program = torch.jit.script(deployed)
+                if options.freeze:
+                    program = torch.jit.freeze(program)
+                torch.jit.save(program, buffer, _extra_files=cls.texts(bundle, options))
+            except RuntimeError as error:
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise ExportError(f"the network cannot be put into TorchScript: {reason}", fix="export pt2 instead") from None
+        return buffer.getvalue()
