@@ -6,10 +6,18 @@ import re
 from functools import lru_cache
 
 
+_SKIP = "skip"  # before a whole segment `**` and its dot: the way around both
+
+
 @lru_cache(maxsize=1024)
 def _tokens(pattern: str) -> tuple[str, ...]:
-    """`**`, `*` or one literal character each."""
-    return tuple("**" if t.startswith("**") else t for t in re.findall(r"\*+|[^*]", pattern, re.DOTALL))
+    """`**`, `*`, one literal character each, or _SKIP."""
+    found: list[str] = []
+    for token, ahead in re.findall(r"(\*+|[^*])(?=(.?))", pattern, re.DOTALL):
+        if token.startswith("**") and ahead == "." and found[-1:] in ([], ["."]):
+            found.append(_SKIP)
+        found.append("**" if token.startswith("**") else token)
+    return tuple(found)
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -45,9 +53,8 @@ def _free(tokens: tuple[str, ...], states: set[int]) -> set[int]:
         if i in found:
             continue
         found.add(i)
-        if i < len(tokens) and tokens[i] in ("*", "**"):
+        if i < len(tokens) and tokens[i] in ("*", "**", _SKIP):
             todo.append(i + 1)
-            opens = i == 0 or tokens[i - 1] == "."
-            if tokens[i] == "**" and opens and tokens[i + 1 : i + 2] == (".",):
-                todo.append(i + 2)
+        if i < len(tokens) and tokens[i] == _SKIP:
+            todo.append(i + 3)
     return found

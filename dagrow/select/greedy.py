@@ -1,0 +1,74 @@
+"""The best few by score, tried for real; the best measured one wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import pydantic
+
+from dagrow import registry
+from dagrow.select import REGISTRY, Candidate, Chooser, Done, Trial, Try, best, label, proposable
+
+
+@REGISTRY.register("greedy")
+class Greedy(Chooser):
+    """Try the best-scored candidates, take the one with the largest measured gain, or none."""
+
+    class Options(registry.Options):
+        """verify: how many trials of growth (and, where none pays, of shrinking) a step may make.
+        bundle: how many candidates at different places are applied together; the bundle of the best is tried first,
+        the best single ones beside it. epochs: fine-tuning in a trial; 0 searches along the line only.
+        tolerance: nats per sample that shrinking may cost.
+        """
+
+        verify: Annotated[int, pydantic.Field(ge=1, le=1000)] = 3
+        bundle: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
+        epochs: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 0
+        tolerance: Annotated[float, pydantic.Field(ge=0)] = 0.0
+
+    examples = ({}, {"bundle": 3, "verify": 2}, {"epochs": 1, "tolerance": 0.05})
+
+    @staticmethod
+    def ask(options, key, state, candidates, outcomes):
+        growth = _plan(options, proposable(candidates, ["grow"]))
+        tried, missing = _split(growth, outcomes)
+        if missing:
+            return Try(missing)
+        winner = best(tried)
+        if winner is not None and winner.gain > 0:
+            return Done(winner.trial, _note(candidates, winner, len(tried)))
+        # Nothing grows. What shrinks at no cost is worth having: the most parameters saved, then the best gain.
+        shrinking = [Trial(c.index, options.epochs) for c in proposable(candidates, ["shrink"])[: options.verify]]
+        shrunk, missing = _split(shrinking, outcomes)
+        if missing:
+            return Try(missing)
+        harmless = [o for o in shrunk if o.usable and o.gain >= -options.tolerance]
+        if harmless:
+            winner = min(harmless, key=lambda o: (candidates[o.trial.index].params, -o.gain, o.trial.index))
+            return Done(winner.trial, _note(candidates, winner, len(tried) + len(shrunk)))
+        count = len(tried) + len(shrunk)
+        return Done(None, f"none of {count} tried pays" if count else "no candidate beats noise inside the budget")
+
+
+def _plan(options, ranked: Sequence[Candidate]) -> tuple[Trial, ...]:
+    """The bundle of the best at different places, where there are two or more, then the best single ones."""
+    places: dict[str, int] = {}
+    for c in ranked:
+        places.setdefault(c.where, c.index)
+    together = tuple(places.values())[: options.bundle]
+    trials = [Trial(together[0], options.epochs, together)] if len(together) > 1 else []
+    # One single trial at least: a bundle may be over the budget where each of its members is not.
+    singles = max(1, options.verify - len(trials))
+    return (*trials, *(Trial(c.index, options.epochs) for c in ranked[:singles]))
+
+
+def _split(trials, outcomes):
+    """The outcomes of `trials`, and the trials that have none yet."""
+    done = {o.trial.members: o for o in outcomes}
+    return [done[t.members] for t in trials if t.members in done], tuple(t for t in trials if t.members not in done)
+
+
+def _note(candidates, winner, count: int) -> str:
+    names = " + ".join(label(candidates[i]) for i in winner.trial.members)
+    return f"{names}: {winner.gain:+.4g} nats, the best of {count} tried"
