@@ -28,8 +28,8 @@ class Session:
 
     optimizer: the class; options: its Options, or None for the defaults; params: name -> parameter (those that need no
     gradient are left alone; one parameter under two names is updated once); moments: state by name, None or missing
-    entries for newborns. Raises UsageError where a moment's shape is not its parameter's, or where the parameters
-    differ in dtype or device.
+    entries for newborns. Raises UsageError where a moment's shape is not its parameter's, where step counts are
+    negative or not finite, or where the parameters differ in dtype or device.
     """
 
     def __init__(
@@ -55,15 +55,14 @@ class Session:
         like = next(iter(self._params.values())).detach()
         with torch.no_grad():
             values, grads = like.new_zeros(size), like.new_zeros(size)
-            for name, p in reversed(self._params.items()):  # of two names for one parameter, the first to be named wins
-                start, stop = self._spans[name]
-                values[start:stop].copy_(p.detach().reshape(-1))
+            state = {slot: self._gather(slot, given.get(slot, {}), fill, like.new_zeros(size)) for slot, fill in optimizer.slots.items()}
+            self._steps = self._pad(state.pop("step"))
+            ages, cohort = torch.unique(self._steps, return_inverse=True)
             for name, p in self._params.items():
                 start, stop = self._spans[name]
+                values[start:stop].copy_(p.detach().reshape(-1))
                 p.data = values[start:stop].view(p.shape)
                 p.grad = grads[start:stop].view(p.shape)
-            state = {slot: self._gather(slot, given.get(slot, {}), fill, like.new_zeros(size)) for slot, fill in optimizer.slots.items()}
-            ages, cohort = torch.unique(self._padded_ages(state.pop("step")), return_inverse=True)
         self.flat = Flat(
             values=values,
             grads=grads,
@@ -87,7 +86,7 @@ class Session:
         return {name: spans[id(p)] for name, p in self._params.items()}, size, decayed
 
     def _gather(self, slot: str, named: Mapping[str, Tensor], fill: float, buffer: Tensor) -> Tensor:
-        for name, p in reversed(self._params.items()):
+        for name, p in reversed(self._params.items()):  # of two names for one parameter, the first one's state is kept
             start, stop = self._spans[name]
             value = named.get(name)
             if value is None:
@@ -98,13 +97,14 @@ class Session:
                 buffer[start:stop].copy_(value.reshape(-1))
         return buffer
 
-    def _padded_ages(self, step: Tensor) -> Tensor:
-        """`step` with the padding given the age of some element, so that it makes no cohort of its own."""
+    def _pad(self, step: Tensor) -> Tensor:
+        """Step counts with the padding given the age of some element, so that it makes no cohort of its own."""
+        if not bool((step.isfinite() & (step >= 0)).all()):
+            raise UsageError("the optimizer's state holds step counts that are no counts")
         used = torch.zeros(len(step), dtype=torch.bool, device=step.device)
         for start, stop in self._spans.values():
             used[start:stop] = True
-        self._steps = torch.where(used, step, step[used][:1].sum())
-        return self._steps
+        return torch.where(used, step, step[used][:1].sum())
 
     def zero_grads(self) -> None:
         self.flat.grads.zero_()

@@ -14,8 +14,9 @@ from dagrow.train.flat import Flat
 
 REGISTRY = Registry("optimizer", __name__)
 
-Rate = Annotated[float, pydantic.Field(strict=True, gt=0)]
-Decay = Annotated[float, pydantic.Field(strict=True, ge=0)]
+# Bounded, because torch refuses a number that overflows the tensor's precision where it should give an infinity to report.
+Rate = Annotated[float, pydantic.Field(strict=True, gt=0, le=1e6)]
+Decay = Annotated[float, pydantic.Field(strict=True, ge=0, le=1e6)]
 Share = Annotated[float, pydantic.Field(strict=True, ge=0, lt=1)]  # an averaging weight
 
 
