@@ -50,25 +50,25 @@ class TableEncoder(nn.Module):
     """Rows of a table: [n, columns], categories as codes, NaN where missing -> [n, *shape] float32.
 
     Encoded column j reads raw column `source[j]`. A number: NaN becomes `fill[j]`, then (x - mean[j]) / scale[j].
-    A category (`is_code[j]`): NaN becomes MISSING, then 1 where it equals `code[j]`, else 0.
+    A category (`is_code[j]`): NaN becomes MISSING, then 1 where it equals `category[j]`, else 0.
     """
 
-    def __init__(self, source: Tensor, fill: Tensor, mean: Tensor, scale: Tensor, is_code: Tensor, code: Tensor, shape: Sequence[int]):
+    def __init__(self, source: Tensor, fill: Tensor, mean: Tensor, scale: Tensor, is_code: Tensor, category: Tensor, shape: Sequence[int]):
         super().__init__()
         self.shape = [int(s) for s in shape]
         self.register_buffer("source", source.to(torch.int64))
         self.register_buffer("is_code", is_code.to(torch.bool))
-        for name, value in (("fill", fill), ("mean", mean), ("scale", scale), ("code", code)):
+        for name, value in (("fill", fill), ("mean", mean), ("scale", scale), ("category", category)):
             self.register_buffer(name, value.to(torch.float64).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.float64).index_select(1, self.source)
         x = torch.where(torch.isnan(x), self.fill, x)
-        x = torch.where(self.is_code, (x == self.code).to(torch.float64), (x - self.mean) / self.scale)
+        x = torch.where(self.is_code, (x == self.category).to(torch.float64), (x - self.mean) / self.scale)
         return x.reshape([x.shape[0]] + self.shape).to(torch.float32)
 
     def reshaped(self, shape: Sequence[int]) -> TableEncoder:
-        return TableEncoder(self.source, self.fill, self.mean, self.scale, self.is_code, self.code, shape)
+        return TableEncoder(self.source, self.fill, self.mean, self.scale, self.is_code, self.category, shape)
 
 
 class Identity(nn.Module):
@@ -103,13 +103,17 @@ def standardise(x: numpy.ndarray, normalise: str) -> tuple[numpy.ndarray, numpy.
         return np.zeros(shape), np.ones(shape)
     kept = {"per_feature": shape, "per_channel": shape[:1] + (1,) * (len(shape) - 1), "global": (1,) * len(shape)}[normalise]
     scaler = StandardScaler()
+    low, high = np.full(math.prod(kept), np.inf), np.full(math.prod(kept), -np.inf)
     rows = max(1, CHUNK // max(1, math.prod(shape)))
     for start in range(0, len(x), rows):
         part = x[start : start + rows].astype(np.float64)
         if normalise == "per_channel":
             part = np.moveaxis(part, 1, -1)
-        scaler.partial_fit(part.reshape(-1, math.prod(kept)))
-    return scaler.mean_.reshape(kept), scaler.scale_.reshape(kept)
+        part = part.reshape(-1, math.prod(kept))
+        scaler.partial_fit(part)
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+    # A constant becomes exactly 0: its mean is rounded, and a huge constant less its rounded mean is not small.
+    return np.where(low == high, low, scaler.mean_).reshape(kept), scaler.scale_.reshape(kept)
 
 
 def fit_array(x: numpy.ndarray, normalise: str) -> ArrayEncoder:
@@ -142,8 +146,9 @@ def fit_table(x: numpy.ndarray, categories: Sequence[Sequence[str] | None], norm
         onehot = OneHotEncoder(handle_unknown="ignore").fit(np.nan_to_num(x[:, coded], nan=MISSING))
         columns.update({c: [(MISSING, 0.0, 1.0, True, v) for v in onehot.categories_[i]] for i, c in enumerate(coded)})
     source = [c for c in range(len(categories)) for _ in columns[c]]
-    fill, mean, scale, is_code, code = (torch.tensor(v) for v in zip(*(row for c in range(len(categories)) for row in columns[c]), strict=True))
-    return TableEncoder(torch.tensor(source), fill.double(), mean.double(), scale.double(), is_code, code.double(), [len(source)])
+    encoded = [row for c in range(len(categories)) for row in columns[c]]
+    fill, mean, scale, is_code, category = (torch.tensor(np.array(v)) for v in zip(*encoded, strict=True))
+    return TableEncoder(torch.tensor(source), fill, mean, scale, is_code, category, [len(source)])
 
 
 def fit_target(y: numpy.ndarray) -> ScaleDecoder:

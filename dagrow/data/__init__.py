@@ -152,7 +152,8 @@ def load(source: str, source_options: Mapping | Options | None = None, split: Ma
     split = _options(Split, split or {}, "data.split")
     if normalise not in NORMALISE:
         near = nearest(normalise, NORMALISE)
-        raise DataError(f"data.normalise is {normalise!r}, expected one of {', '.join(NORMALISE)}", fix=near and f"did you mean {near!r}?")
+        fix = near and f"did you mean {near!r}?"
+        raise DataError(f"data.normalise is {normalise!r}, expected one of {', '.join(NORMALISE)}", fix=fix)
     raw = cls.load(options, folder)
     return prepare(raw, split, normalise, (source, options.model_dump(mode="json")))
 
@@ -170,22 +171,22 @@ def prepare(raw: Raw, split: Split, normalise: str = "per_feature", about: objec
     y, classes = _labels(raw) if raw.task == "classification" else (_targets(raw), None)
     train, val, test = _indices(raw, y, split)
     if classes is not None and len(np.unique(y[train])) < 2:
-        raise DataError(f"{raw.where}: all {len(train)} train rows are of one class", fix="put data.split.stratify: true, or give more rows")
+        raise DataError(f"{raw.where}: all {len(train)} train rows are of one class", fix="put data.split.stratify: true")
     shape = raw.x.shape[1:]
-    if raw.categories is not None:
-        encoder: nn.Module = encoding.fit_table(raw.x[train], raw.categories, normalise)
-    else:
-        encoder = encoding.fit_array(raw.x[train], normalise)
+    with np.errstate(all="ignore"):  # what overflows is found in the folds
+        if raw.categories is not None:
+            encoder: nn.Module = encoding.fit_table(raw.x[train], raw.categories, normalise)
+        else:
+            encoder = encoding.fit_array(raw.x[train], normalise)
+        decoder: nn.Module = encoding.Identity() if classes else encoding.fit_target(y[train] if raw.standardise else 0 * y[:1])
     if classes is not None:
-        decoder: nn.Module = encoding.Identity()
         targets, scale = torch.from_numpy(y), torch.ones(len(classes))
     else:
-        decoder = encoding.fit_target(y[train] if raw.standardise else np.zeros((2, y.shape[1])))
         targets, scale = ((torch.from_numpy(y) - decoder.mean.double()) / decoder.scale.double()).float(), decoder.scale.clone()
     folds = [Fold(encoding.encode(encoder, raw.x[i]), targets[torch.from_numpy(i)].contiguous()) for i in (train, val, test)]
     for fold in folds:
         if not (fold.x.isfinite().all() and fold.y.isfinite().all()):
-            raise DataError(f"{raw.where}: values too large or too small for float32", fix="rescale them, or put data.normalise: per_feature")
+            raise DataError(f"{raw.where}: values beyond what float32 holds", fix="rescale them, or let data.normalise do so")
     features = raw.features or tuple(f"x{i}" for i in range(math.prod(shape)))
     schema = Schema(features, shape, raw.categories, **raw.reading)
     digest = _digest(raw, y, (about, split.model_dump(), normalise, classes, raw.categories, features, raw.test, raw.standardise))
@@ -199,7 +200,8 @@ def prepare(raw: Raw, split: Split, normalise: str = "per_feature", about: objec
 def check_batch(dataset: Dataset, batch: int) -> None:
     """DataError where a batch is larger than the train rows."""
     if batch > len(dataset.train):
-        raise DataError(f"data.batch is {batch}, there are {len(dataset.train)} train rows", fix=f"put data.batch: {len(dataset.train)} or less")
+        rows = len(dataset.train)
+        raise DataError(f"data.batch is {batch}, there are {rows} train rows", fix=f"put data.batch: {rows} or less")
 
 
 def infer_task(y: numpy.ndarray) -> Task:
@@ -224,8 +226,13 @@ def _options(cls: type[Options], given, what: str):
         for problem in error.errors():
             key = ".".join(map(str, problem["loc"]))
             near = nearest(key, cls.model_fields) if problem["type"] == "extra_forbidden" else None
-            known = f"expected one of {', '.join(cls.model_fields) or 'none'}" if problem["type"] == "extra_forbidden" else problem["msg"]
-            rows.append(f"{what}: {key!r}: {f'did you mean {near!r}?' if near else known}")
+            if near:
+                message = f"did you mean {near!r}?"
+            elif problem["type"] == "extra_forbidden":
+                message = f"unknown; known: {', '.join(cls.model_fields) or 'none'}"
+            else:
+                message = problem["msg"]
+            rows.append(f"{what}: {key!r}: {message}")
         raise DataError("\n".join(rows)) from None
     except TypeError:
         raise DataError(f"{what}: {given!r}, expected a mapping") from None
@@ -237,7 +244,7 @@ def _labels(raw: Raw) -> tuple[numpy.ndarray, tuple[str, ...]]:
 
     y = raw.y.reshape(len(raw.y)) if raw.y.size == len(raw.y) else raw.y
     if y.ndim != 1:
-        raise DataError(f"{raw.where}: y is {list(y.shape)}, expected one label a row", fix="for several numbers a row, put task: regression")
+        raise DataError(f"{raw.where}: y is {list(y.shape)}, expected one label a row", fix="for several numbers, put task: regression")
     if y.dtype.kind == "f":
         check_numbers(y, raw.where, "y")
         y = y.astype(np.int64) if np.all(y == np.round(y)) and np.all(np.abs(y) < 2**53) else y

@@ -204,9 +204,10 @@ def _check_header_of(archive: zipfile.ZipFile, member: str, shown: str) -> None:
         shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
     name = member.removesuffix(".npy")
     if dtype.hasobject or dtype.names or dtype.kind not in "biufUS":
-        raise DataError(f"{shown}: array {name!r} is of {dtype}, expected numbers or text", fix="convert it with .astype(…) before saving")
+        raise DataError(f"{shown}: array {name!r} is of {dtype}, expected numbers or text", fix="convert it with .astype(…)")
     if size > LARGEST or math.prod(shape) * dtype.itemsize > size:
-        raise DataError(f"{shown}: array {name!r} claims to be {list(shape)} of {dtype}, the file holds {size} bytes", fix="write it again")
+        claim = f"array {name!r} claims to be {list(shape)} of {dtype}, the file holds {size} bytes"
+        raise DataError(f"{shown}: {claim}", fix="write it again")
 
 
 @dataclass(frozen=True)

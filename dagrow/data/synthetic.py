@@ -20,7 +20,7 @@ class Friedman1(Source):
     """10 sin(π x0 x1) + 20 (x2 - ½)² + 10 x3 + 5 x4 + noise; further features say nothing (regression)."""
 
     class Options(Made):
-        n: int = pydantic.Field(2000, strict=True, ge=8, le=10**6)
+        n: int = pydantic.Field(1000, strict=True, ge=8, le=10**6)
         features: int = pydantic.Field(10, strict=True, ge=5, le=1000)
         noise: float = pydantic.Field(1.0, ge=0, le=1e6)
 
@@ -42,8 +42,8 @@ class TwoSpirals(Source):
 
     class Options(Made):
         n: int = pydantic.Field(2000, strict=True, ge=8, le=10**6)
-        noise: float = pydantic.Field(0.3, ge=0, le=100)
-        turns: float = pydantic.Field(2.0, gt=0, le=20)
+        noise: float = pydantic.Field(0.2, ge=0, le=100)
+        turns: float = pydantic.Field(1.85, gt=0, le=20)
 
     @staticmethod
     def load(options, folder):

@@ -49,7 +49,8 @@ class Csv(Source):
             raise DataError(f"{options.path}: no column besides the target {target!r}", fix="give at least one feature")
         for name in features:
             if not name:
-                raise DataError(f"{options.path}:1: column {cells.names.index(name) + 1} has no name", fix="name it, or put data.options.drop: ['']")
+                number = cells.names.index(name) + 1
+                raise DataError(f"{options.path}:1: column {number} has no name", fix="name it, or put data.options.drop: ['']")
         missing = frozenset(options.missing)
         columns, categories = zip(*(_feature(cells, n, missing, n in options.categorical) for n in features), strict=True)
         y = _target(cells, target, missing)
