@@ -34,11 +34,7 @@ class Network(fx.GraphModule):
 
     def recompile(self):
         code = super().recompile()
-        kind = type(self)
-        _forget(kind)
-        # fx's wrapper prints a failing forward's source to stderr; errors here are caught and handled as values.
-        if "__call__" in vars(kind):
-            del kind.__call__
+        _forget(type(self))
         return code
 
 
@@ -75,7 +71,7 @@ def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> N
     """
     shapes, nodes = arch.shapes, arch.nodes
     with torch.device("meta"):
-        built = {name: build(nodes[name], [shapes[i] for i in nodes[name].inputs], name) for name in arch.order if nodes[name].op != "input"}
+        built = {name: build(nodes[name], [shapes[i] for i in nodes[name].inputs], name) for name in arch.order if name not in arch.inputs}
     graph = fx.Graph()
     recorder = _Recorder(graph)
     values = {name: fx.Proxy(graph.placeholder(target), recorder) for name, target in _placeholders(arch).items()}
@@ -118,7 +114,8 @@ def _slots(module: nn.Module, name: str) -> Iterator[tuple[str, dict, str]]:
                 if tensor is not None:
                     local = f"{path}.{key}" if path else key
                     if local.startswith(PREFIX):
-                        raise GraphError(f"{name!r}: a parameter may not be called {local!r}", node=name, fix=f"names that begin with {PREFIX} are kept for nodes")
+                        fix = f"names that begin with {PREFIX} are kept for nodes"
+                        raise GraphError(f"{name!r}: a parameter may not be called {local!r}", node=name, fix=fix)
                     yield f"{name}.{local}", held, key
 
 
@@ -198,11 +195,14 @@ def with_source(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
     try:
         yield module
     finally:
-        module.recompile()
+        _forget(type(module))
 
 
 def _forget(kind: type[fx.GraphModule]) -> None:
-    """Drops fx's and linecache's copies of the source of `kind.forward`."""
+    """Drops fx's and linecache's copies of the source of `kind.forward`, and fx's wrapper of the call."""
     key = kind.forward.__code__.co_filename
     fx_graph_module._loader.eval_cache.pop(key, None)
     linecache.cache.pop(key, None)
+    # The wrapper prints a failing forward's source to stderr; errors here are caught and handled as values.
+    if "__call__" in vars(kind):
+        del kind.__call__

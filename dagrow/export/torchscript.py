@@ -45,7 +45,7 @@ def load(path):
                 if options.freeze:
                     program = torch.jit.freeze(program)
                 torch.jit.save(program, buffer, _extra_files=cls.texts(bundle, options))
-            except RuntimeError as error:
+            except (torch.jit.frontend.FrontendError, RuntimeError, TypeError, OSError) as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 raise ExportError(f"the network cannot be put into TorchScript: {reason}", fix="export pt2 instead") from None
         return buffer.getvalue()
