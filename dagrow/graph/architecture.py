@@ -41,7 +41,8 @@ class Architecture:
         for name in self.outputs:
             if name not in self.nodes:
                 raise GraphError(f"the output {name!r} is not a node", fix=_hint(name, self.nodes))
-        dead = [n for n in self.nodes if n not in self._alive()]
+        alive = self._alive()
+        dead = [n for n in self.nodes if n not in alive]
         if dead:
             raise GraphError(f"{dead[0]!r} does not lead to the output {', '.join(self.outputs)}", node=dead[0])
 

@@ -61,6 +61,15 @@ def run(nodes: Mapping[str, Node], order: Iterable[str], modules: Mapping[str, M
     return values
 
 
+def apply(node: Node, name: str, module: Module, inputs: list[Tensor]) -> Tensor:
+    """The node's output; GraphError names the node where the inputs' shapes do not fit."""
+    try:
+        return module(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = ", ".join(str(list(x.shape[1:])) for x in inputs)
+        raise GraphError(f"{name!r}: {node.op} does not fit {given}: {str(error).splitlines()[0]}", node=name) from None
+
+
 def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, Module]]:
     """(shapes without the batch, modules on the meta device), by running real ops on no memory."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -75,10 +84,6 @@ def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tu
             module = modules[name] = build(node, inputs, name)
             if isinstance(module, nn.Module):
                 module.eval()
-            try:
-                made = module(*(torch.empty((2, *s)) for s in inputs))
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                given = ", ".join(str(list(s)) for s in inputs)
-                raise GraphError(f"{name!r}: {node.op} does not fit {given}: {str(error).splitlines()[0]}", node=name) from None
+            made = apply(node, name, module, [torch.empty((2, *s)) for s in inputs])
             shapes[name] = tuple(made.shape[1:])
     return shapes, modules

@@ -1,0 +1,218 @@
+"""Axes: which units of which parameters belong together, read off a label trace; with shapes and MACs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dagrow.graph import rules
+from dagrow.graph.labels import Label
+from dagrow.graph.node import Node
+from dagrow.graph.trace import Mark, Trace
+
+Shape = tuple[int, ...]
+_CACHE: OrderedDict[str, Derived] = OrderedDict()
+_CACHE_SIZE = 512
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Use:
+    """Where a node uses an axis. `param` ("node.local") and its `axis`, None where no parameter is involved;
+    `dim` is the dimension of the node's output (writes, follows) or of its input (reads), batch included."""
+
+    node: str
+    param: str | None
+    axis: int | None
+    dim: int | None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of one parameter or buffer."""
+
+    param: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Units that can only come and go together.
+
+    id: the first node that writes it ("stem.conv"), with "~1" for the second born there. slots: every place it lives.
+    writes: weights whose outputs are its units; reads: weights that sum over it; follows: what acts unit by unit (bias,
+    batch norm, activations). bilinear, gates, mixes: nodes where activations meet by contraction, meet by product, or
+    are summed or normalised over the axis.
+    """
+
+    id: str
+    size: int
+    slots: tuple[Slot, ...]
+    writes: tuple[Use, ...]
+    reads: tuple[Use, ...]
+    follows: tuple[Use, ...]
+    bilinear: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    mixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The label of one axis of one tensor in terms of axes.
+
+    codes: [n, k] int64, axis number · 2³² + ordinal of each atom of the index, major to minor, -1 where there is none.
+    groups: (axis numbers of an index, how many indices have them).
+    """
+
+    codes: np.ndarray
+    groups: tuple[tuple[tuple[int, ...], int], ...]
+
+    @property
+    def axes(self) -> set[int]:
+        return {a for key, _ in self.groups for a in key}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What tracing an architecture tells. Shapes of nodes leave out the batch; MACs are those of one sample."""
+
+    shapes: Mapping[str, Shape]
+    params: Mapping[str, Shape]
+    buffers: Mapping[str, Shape]
+    macs: Mapping[str, int]
+    size: int
+    axes: Mapping[str, Axis]
+    opaque: Mapping[str, tuple[str, ...]]
+    # For resize: the axes' numbers are their places in `axes`; a table is missing where all is frozen.
+    tables: Mapping[tuple[str, int], Table] = field(repr=False)
+    outputs: Mapping[tuple[str, int], Table] = field(repr=False)
+    locals: Mapping[str, Mapping[str, str]] = field(repr=False)
+
+
+def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs: Iterable[str]) -> Derived:
+    """Traces the network, or takes it from the cache. Raises GraphError with the node where shapes do not fit."""
+    with _LOCK:
+        known = _CACHE.get(digest)
+        if known is not None:
+            _CACHE.move_to_end(digest)
+            return known
+    made = _read(Trace(rules.find).network(nodes, order, outputs), nodes, tuple(order))
+    with _LOCK:
+        _CACHE[digest] = made
+        while len(_CACHE) > _CACHE_SIZE:
+            _CACHE.popitem(last=False)
+    return made
+
+
+def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> Derived:
+    seen = {name: trace.labels(name) for name in order}
+    keys: list[tuple] = [("slot", x.name, k) for x in trace.leaves.values() for k in range(len(x.shape))]
+    labels: list[Label] = [label for x in trace.leaves.values() for label in x.labels]
+    for name in order:
+        keys += [("out", name, k) for k in range(len(seen[name]))]
+        labels += seen[name]
+    keys += [("mark", k) for k in range(len(trace.marks))]
+    labels += [m.cells for m in trace.marks]
+    sizes, tables = _tables(trace, keys, labels)
+
+    slots: list[list[Slot]] = [[] for _ in sizes]
+    for key, table in tables.items():
+        if key[0] == "slot":
+            for a in table.axes:
+                slots[a].append(Slot(key[1], key[2]))
+    marks: list[dict[str, list[Mark]]] = [{} for _ in sizes]
+    for k, mark in enumerate(trace.marks):
+        for a in tables[("mark", k)].axes if ("mark", k) in tables else ():
+            marks[a].setdefault(mark.kind, []).append(mark)
+    where: dict[tuple[str, int], int] = {}
+    for key, table in tables.items():
+        if key[0] == "out":
+            for a in table.axes:
+                where.setdefault((key[1], a), key[2])
+
+    owners = {full: name for name, local in trace.locals.items() for full in local.values()}
+    axes: dict[str, Axis] = {}
+    rank = {name: k for k, name in enumerate(order)}
+    for a, size in enumerate(sizes):
+        axis = _axis(a, size, slots[a], marks[a], where, nodes, owners, rank)
+        same = sum(1 for x in axes if x.split("~")[0] == axis.id)
+        axis = axis if not same else Axis(**{**axis.__dict__, "id": f"{axis.id}~{same}"})
+        axes[axis.id] = axis
+    leaves = trace.leaves.values()
+    return Derived(
+        shapes={name: tuple(trace.values[name].shape[1:]) for name in order},
+        params={x.name: x.shape for x in leaves if x.trainable},
+        buffers={x.name: x.shape for x in leaves if not x.trainable},
+        macs=trace.macs,
+        size=sum(int(np.prod(x.shape, dtype=object)) for x in leaves if x.trainable),
+        axes=axes,
+        opaque={op: tuple(found) for op, found in trace.opaque.items()},
+        tables={key[1:]: t for key, t in tables.items() if key[0] == "slot"},
+        outputs={key[1:]: t for key, t in tables.items() if key[0] == "out"},
+        locals=trace.locals,
+    )
+
+
+def _axis(a, size, slots, marks, where, nodes, owners, rank) -> Axis:
+    def uses(kind: str) -> tuple[Use, ...]:
+        found = {}
+        for m in marks.get(kind, ()):
+            if kind == "reads":
+                dim = next((where[i, a] for i in nodes[m.node].inputs if (i, a) in where), None)
+            else:
+                dim = where.get((m.node, a))
+            found[Use(m.node, m.param, m.axis, dim)] = None
+        return tuple(found)
+
+    def at(kind: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(m.node for m in marks.get(kind, ())))
+
+    writes, reads = uses("writes"), uses("reads")
+    taken = {(u.param, u.axis) for u in (*writes, *reads)}
+    follows = [Use(owners[s.param], s.param, s.axis, where.get((owners[s.param], a))) for s in slots if (s.param, s.axis) not in taken]
+    active = {u.node for u in (*writes, *reads, *follows)}
+    follows += [Use(n, None, None, d) for (n, b), d in where.items() if b == a and n not in active]
+    follows.sort(key=lambda u: rank[u.node])
+    first = min((u.node for u in writes), key=rank.__getitem__, default=follows[0].node if follows else owners[slots[0].param])
+    return Axis(first, size, tuple(slots), writes, reads, tuple(follows), at("bilinear"), at("gates"), at("mixes"))
+
+
+def _tables(trace: Trace, keys: list[tuple], labels: list[Label]) -> tuple[list[int], dict[tuple, Table]]:
+    """Sizes of the axes, and the table of every label that is not all frozen."""
+    live = [(key, label) for key, label in zip(keys, labels, strict=True) if label is not None and len(label)]
+    if not live:
+        return [], {}
+    lengths = np.array([len(label) for _, label in live])
+    ends = np.cumsum(lengths)
+    cells = trace.cells.find(np.concatenate([label for _, label in live]))
+    number, ordinal, sizes = trace.cells.number()
+    code = np.where(number[cells] < 0, -1, number[cells] * 2**32 + ordinal[cells])
+    many = np.unique(cells[[c in trace.cells.parts for c in cells.tolist()]]) if trace.cells.parts else ()
+    products = {c: [int(number[x] * 2**32 + ordinal[x]) for x in trace.cells.atoms(c)] for c in map(int, many)}
+
+    which = np.repeat(np.arange(len(live)), lengths)
+    pairs, counts = np.unique(which * 2**32 + np.where(code < 0, 2**32 - 1, code >> 32), return_counts=True)
+    groups: list[list] = [[] for _ in live]
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        k, a = divmod(pair, 2**32)
+        groups[k].append(((a,) if a != 2**32 - 1 else (), count))
+    tables = {}
+    for k, (key, _) in enumerate(live):
+        span = slice(ends[k] - lengths[k], ends[k])
+        rows = code[span][:, None]
+        if products and any(c in products for c in cells[span].tolist()):
+            atoms = [products.get(c, [x] if x >= 0 else []) for c, x in zip(cells[span].tolist(), code[span].tolist(), strict=True)]
+            width = max(map(len, atoms))
+            rows = np.array([r + [-1] * (width - len(r)) for r in atoms], np.int64).reshape(len(atoms), width)
+            counted: dict[tuple[int, ...], int] = {}
+            for r in atoms:
+                signature = tuple(x >> 32 for x in r)
+                counted[signature] = counted.get(signature, 0) + 1
+            groups[k] = list(counted.items())
+        if any(signature for signature, _ in groups[k]):
+            tables[key] = Table(rows, tuple(groups[k]))
+    return sizes, tables

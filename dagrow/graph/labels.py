@@ -1,0 +1,304 @@
+"""Cells: the labels that say which unit an index of an axis belongs to.
+
+A label of one axis of one tensor is an int64 array with one cell per index, or None where every index is frozen.
+A cell is 0 (frozen: batch, space, what is not understood), an atom (one unit; a class of a union-find), or a product
+of atoms, major to minor (a flattened or grouped index that belongs to several units at once). An index goes when any
+of its atoms goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+Label = np.ndarray | None
+FROZEN = 0
+
+
+class Cells:
+    """Union-find over atoms, products of atoms, and the birth (event, place) of each atom."""
+
+    def __init__(self) -> None:
+        self._up = np.arange(4096)
+        self._event = np.full(4096, -1)
+        self._place = np.zeros(4096, np.int64)
+        self._composite = np.zeros(4096, bool)
+        self._used = 1
+        self.events = 0
+        self.parts: dict[int, tuple[int, ...]] = {}
+        self._products: dict[tuple[int, ...], int] = {}
+
+    def _take(self, count: int) -> int:
+        first, self._used = self._used, self._used + count
+        size = len(self._up)
+        if self._used > size:
+            more = max(size, self._used - size)
+            self._up = np.concatenate([self._up, np.arange(size, size + more)])
+            self._event = np.concatenate([self._event, np.full(more, -1)])
+            self._place = np.concatenate([self._place, np.zeros(more, np.int64)])
+            self._composite = np.concatenate([self._composite, np.zeros(more, bool)])
+        return first
+
+    def fresh(self, count: int) -> np.ndarray:
+        """`count` new atoms, born together."""
+        first = self._take(count)
+        self._event[first : self._used] = self.events
+        self._place[first : self._used] = np.arange(count)
+        self.events += 1
+        return np.arange(first, self._used)
+
+    def event(self, label: np.ndarray) -> np.ndarray:
+        """The birth event of each raw (not yet found) atom; -1 for products and frozen cells."""
+        return self._event[label]
+
+    def _roots(self, label: np.ndarray) -> np.ndarray:
+        root = self._up[label]
+        while True:
+            above = self._up[root]
+            if np.array_equal(above, root):
+                return root
+            root = above
+
+    def find(self, label: np.ndarray) -> np.ndarray:
+        """The same cells by their one name: equal cells have equal names."""
+        root = self._roots(label)
+        self._up[label] = root
+        many = self._composite[root]
+        if many.any():
+            for cell in np.unique(root[many]).tolist():
+                root[root == cell] = self._product(self.atoms(cell))
+        return root
+
+    def atoms(self, cell: int) -> tuple[int, ...]:
+        """The distinct atoms of a cell, major to minor; none for a frozen one."""
+        up = self._up
+        while up[cell] != cell:
+            cell = int(up[cell])
+        if cell == FROZEN:
+            return ()
+        if not self._composite[cell]:
+            return (cell,)
+        return tuple(dict.fromkeys(a for part in self.parts[cell] for a in self.atoms(part)))
+
+    def _product(self, atoms: tuple[int, ...]) -> int:
+        if not atoms:
+            return FROZEN
+        if len(atoms) == 1:
+            return atoms[0]
+        known = self._products.get(atoms)
+        if known is None:
+            known = self._products[atoms] = self._take(1)
+            self.parts[known] = atoms
+            self._composite[known] = True
+        return known
+
+    def product(self, cells: Iterable[int]) -> int:
+        """The cell that belongs to all units of these."""
+        return self._product(tuple(dict.fromkeys(a for c in cells for a in self.atoms(c))))
+
+    def freeze(self, label: Label) -> None:
+        """Fixes these cells for good."""
+        if label is None or not len(label):
+            return
+        root = self._roots(label)
+        many = self._composite[root]
+        if many.any():
+            for cell in np.unique(root[many]).tolist():
+                self._up[list(self.atoms(cell))] = FROZEN
+        self._up[root[~many]] = FROZEN
+
+    def unify(self, a: Label, b: Label) -> None:
+        """Index by index, the two become the same cell."""
+        if a is None or b is None:
+            self.freeze(b if a is None else a)
+            return
+        if a is b:
+            return
+        a, b = self.find(a), self.find(b)
+        differ = a != b
+        if not differ.any():
+            return
+        low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
+        if not (self._composite[low].any() or self._composite[high].any()):
+            both = np.concatenate([low, high])
+            if len(np.unique(both)) == len(both):
+                self._up[high] = low
+                return
+        for x, y in dict.fromkeys(zip(low.tolist(), high.tolist(), strict=True)):
+            self._union(x, y)
+
+    def _union(self, a: int, b: int) -> None:
+        few, many = self.atoms(a), self.atoms(b)
+        # x*s = x*t leaves s = t, and x = x*s leaves s fixed.
+        shared = set(few) & set(many)
+        few, many = [x for x in few if x not in shared], [x for x in many if x not in shared]
+        if len(few) > len(many):
+            few, many = many, few
+        if len(few) == len(many):
+            for x, y in zip(few, many, strict=True):
+                self._up[max(x, y)] = min(x, y)
+        elif len(few) == 1:
+            # An atom turns out to be a product. Its births join the signature of the parts when axes are numbered.
+            self.parts[few[0]] = tuple(many)
+            self._composite[few[0]] = True
+        else:
+            self._up[few + many] = FROZEN
+
+    def merge(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
+        """The label of the axes flattened into one, the first slowest."""
+        total, live = math.prod(sizes), []
+        for k, label in enumerate(labels):
+            if label is not None:
+                live.append(np.tile(np.repeat(label, math.prod(sizes[k + 1 :])), math.prod(sizes[:k])))
+        return self.combine(live, total)
+
+    def combine(self, live: Sequence[np.ndarray], total: int) -> Label:
+        """Index by index the product of several labels of `total` indices, the first major."""
+        if len(live) < 2:
+            return live[0] if live else None
+        rows = zip(*(x.tolist() for x in map(self.find, live)), strict=True)
+        memo: dict[tuple[int, ...], int] = {}
+        made = np.empty(total, np.int64)
+        for k, row in enumerate(rows):
+            cell = memo.get(row)
+            made[k] = memo.setdefault(row, self.product(row)) if cell is None else cell
+        return made
+
+    def split(self, label: Label, grid: Sequence[int]) -> list[Label]:
+        """The labels of an axis laid out row-major on `grid`, one per axis of the grid.
+
+        Atoms that turn out to be rows and columns become products of fresh atoms. What has no such form loses its
+        major axis (frozen) and shares the rest.
+        """
+        if label is None:
+            return [None] * len(grid)
+        cells = self.find(label).reshape(grid)
+        varies = [k for k, n in enumerate(grid) if n > 1 and (cells != cells.take([0], k)).any()]
+        found: list[Label] = [None] * len(grid)
+        if not varies:
+            if cells.size and cells.flat[0] == FROZEN:
+                return found
+            # One cell everywhere: it lives on an axis of size one if there is one to hold it.
+            if 1 in grid:
+                found[list(grid).index(1)] = label[:1]
+            else:
+                self.freeze(label)
+            return found
+        inner = cells[tuple(slice(None) if k in varies else 0 for k in range(len(grid)))]
+        for k, part in zip(varies, self._split(inner), strict=True):
+            found[k] = part
+        return found
+
+    def _split(self, cells: np.ndarray) -> list[Label]:
+        """`split` for a grid of found cells that varies along each of its axes."""
+        if cells.ndim == 1:
+            return [cells]
+        flat, grid = cells.ravel(), cells.shape
+        factors = self._factors(flat)
+        if factors is None:
+            if len(np.unique(flat)) == len(flat) and not self._composite[flat].any() and flat.all():
+                made = [self.fresh(n) for n in grid]
+                rows = np.stack([m.ravel() for m in np.meshgrid(*made, indexing="ij")], 1)
+                self._composite[flat] = True
+                self.parts.update(zip(flat.tolist(), map(tuple, rows.tolist()), strict=True))
+                return made
+            return self._share_rows(cells)
+        for factor in factors:
+            if len(factor) == 1:
+                self.freeze(factor)
+        factors = [f for f in factors if len(f) > 1]
+        radix = _refine(grid, [len(f) for f in factors])
+        if radix is None:
+            return self._share_rows(cells)
+        pieces = [p for f, sizes in zip(factors, radix[1], strict=True) for p in self.split(f, sizes)]
+        made, at = [], 0
+        for sizes in radix[0]:
+            made.append(self.merge(pieces[at : at + len(sizes)], sizes))
+            at += len(sizes)
+        return made
+
+    def _share_rows(self, cells: np.ndarray) -> list[Label]:
+        row = cells[0].ravel()
+        self.unify(np.tile(row, len(cells)), cells.ravel())
+        return [None, *self.split(row, cells.shape[1:])]
+
+    def _factors(self, flat: np.ndarray) -> list[np.ndarray] | None:
+        """The labels of which the cells are the row-major product, or None."""
+        if not self._composite[flat].all():
+            return None
+        rows = [self.atoms(c) for c in flat.tolist()]
+        if len({len(r) for r in rows}) != 1:
+            return None
+        columns = np.array(rows)
+        sizes = [len(np.unique(c)) for c in columns.T]
+        if math.prod(sizes) != len(flat):
+            return None
+        factors = []
+        for k, column in enumerate(columns.T):
+            laid = np.moveaxis(column.reshape(sizes), k, 0).reshape(sizes[k], -1)
+            if (laid != laid[:, :1]).any():
+                return None
+            factors.append(laid[:, 0].copy())
+        return factors
+
+    def number(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """(axis of each atom or -1, its ordinal there, sizes of the axes), axes and ordinals in order of birth.
+
+        Atoms with the same set of birth events form one axis.
+        """
+        every = np.arange(self._used)
+        root = self._roots(every)
+        self._up[: self._used] = root
+        event, place, composite = self._event[: self._used], self._place[: self._used], self._composite[: self._used]
+        born = (event >= 0) & (root != FROZEN) & ~composite[root]
+        r, e = root[born], event[born]
+        pairs = [r * self.events + e]
+        for cell in [c for c in self.parts if event[c] >= 0]:
+            # The births of an atom that became a product: they join the signature of its parts, never the order.
+            events = np.unique(event[(root == cell) & (event >= 0)])
+            pairs += [np.int64(x) * self.events + events for x in self.atoms(cell)]
+        owner, births = np.divmod(np.unique(np.concatenate(pairs)), max(1, self.events))
+        signature = np.zeros(self._used, np.uint64)
+        np.add.at(signature, owner, _mix(births))
+        first = np.full(self._used, np.iinfo(np.int64).max)
+        np.minimum.at(first, r, e * 2**32 + place[born])
+        units = np.unique(r)
+        units = units[np.argsort(first[units], kind="stable")]
+        _, start, group = np.unique(signature[units], return_index=True, return_inverse=True)
+        rank = np.empty(len(start), np.int64)
+        rank[np.argsort(start)] = np.arange(len(start))
+        axis, ordinal = np.full(self._used, -1), np.full(self._used, -1)
+        axis[units] = rank[group]
+        sizes = []
+        for k in range(len(start)):
+            members = units[axis[units] == k]
+            ordinal[members] = np.arange(len(members))
+            sizes.append(len(members))
+        return axis, ordinal, sizes
+
+
+def _mix(events: np.ndarray) -> np.ndarray:
+    """Well spread 64-bit codes (splitmix64), so that sums of them tell sets of events apart."""
+    with np.errstate(over="ignore"):
+        z = (events.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
+    """How each digit of two mixed radix systems (major first) splits into digits of their common refinement, or None."""
+    marks = sorted({math.prod(s[k:]) for s in (a, b) for k in range(len(s) + 1)})
+    if any(y % x for x, y in zip(marks, marks[1:], strict=False)):
+        return None
+    found = []
+    for sizes in (a, b):
+        digits = []
+        for k, n in enumerate(sizes):
+            low = math.prod(sizes[k + 1 :])
+            inside = [m for m in marks if low <= m <= low * n]
+            digits.append([y // x for x, y in zip(inside, inside[1:], strict=False)][::-1] or [1])
+        found.append(digits)
+    return found[0], found[1]

@@ -1,0 +1,276 @@
+"""resize: widen, prune, permute and clone units in one; and transfer, which carries tensors along."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dagrow.errors import GraphError, nearest
+from dagrow.graph.architecture import Architecture
+from dagrow.graph.axes import Axis, Derived, Table
+
+MOST = 2**20
+
+
+@dataclass(frozen=True)
+class Move:
+    """How one axis of one parameter or buffer is filled: index[new] = old, or -1 for a newborn."""
+
+    param: str
+    axis: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A changed architecture and what happens to the tensors of the old one.
+
+    Parameters of `arch` the old one lacks are fresh; parameters `arch` lacks are dropped. zero: the (parameter, axis)
+    slots whose newborn entries must be 0 to keep the function; None where zeros alone do not keep it.
+    """
+
+    arch: Architecture
+    moves: tuple[Move, ...]
+    zero: tuple[tuple[str, int], ...] | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rewrite cannot be, and the nodes it is about."""
+
+    reason: str
+    nodes: tuple[str, ...] = ()
+
+
+def resize(arch: Architecture, keep: Mapping[str, Sequence[int]]) -> Rewrite | Refusal:
+    """Each axis of `keep` gets the units index[new] = old, -1 for a newborn; others stay.
+
+    An old unit left out is pruned. One named twice is cloned: all copies get its weights, also where the axis is read,
+    so the function changes unless the caller divides the reads. Order is free. Refused: an unknown axis, an index out
+    of range, an empty one, more than 2**20 indices anywhere, and what would change the structure of the axes (a
+    depthwise convolution down to one channel is an ordinary one).
+    """
+    derived = arch.derived
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, index in keep.items():
+        found = _index(derived, name, index)
+        if isinstance(found, Refusal):
+            return found
+        wanted[name] = found
+    numbers = {name: k for k, name in enumerate(derived.axes)}
+    changed = {numbers[name]: np.array(index, np.int64) for name, index in wanted.items()}
+    new = _rebuild(arch, {a: len(index) for a, index in changed.items()})
+    if isinstance(new, Refusal):
+        return new
+    refusal = _compare(derived, new.derived, wanted)
+    if refusal is not None:
+        return refusal
+    moves = []
+    for (param, axis), old in derived.tables.items():
+        if old.axes.isdisjoint(changed):
+            continue
+        index = _place(old, new.derived.tables[param, axis], changed)
+        if index is None:
+            return Refusal(f"the units of {param} axis {axis} change their structure", _nodes(derived, wanted))
+        if not np.array_equal(index, np.arange(len(old.codes))):
+            moves.append(Move(param, axis, tuple(index.tolist())))
+    return Rewrite(new, tuple(moves), _zero(derived, wanted))
+
+
+def transfer(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor] | float) -> dict[str, Tensor]:
+    """Tensors for every parameter and buffer of `rewrite.arch`: moved from `old`, or newborn.
+
+    newborn: a number (optimizer moments, steps), or tensors of the new shapes (a fresh initialisation). With a number,
+    buffers `old` does not hold are left out. Raises GraphError where a tensor of `old` has not the old shape.
+    """
+    derived = rewrite.arch.derived
+    moves: dict[str, list[Move]] = {}
+    for move in rewrite.moves:
+        moves.setdefault(move.param, []).append(move)
+    like = next((t for t in old.values() if t.is_floating_point()), torch.empty(0))
+    number = not isinstance(newborn, Mapping)
+    made: dict[str, Tensor] = {}
+    for name, shape in {**derived.params, **derived.buffers}.items():
+        if name in old:
+            made[name] = _moved(name, shape, old[name], moves.get(name, []), newborn if number else newborn.get(name))
+        elif not number:
+            made[name] = newborn[name].detach().clone()
+        elif name in derived.params:
+            made[name] = like.new_full(shape, newborn)
+    return made
+
+
+def _moved(name: str, shape: tuple[int, ...], value: Tensor, moves: list[Move], newborn: Tensor | float | None) -> Tensor:
+    value = value.detach()
+    born = []
+    for move in moves:
+        index = torch.tensor(move.index, device=value.device)
+        if max(move.index) >= value.shape[move.axis]:
+            raise GraphError(f"{name} is {list(value.shape)}, its axis {move.axis} is too short for the rewrite")
+        value = value.index_select(move.axis, index.clamp(min=0))
+        if min(move.index) < 0:
+            born.append((move.axis, (index < 0).nonzero().flatten()))
+    if not moves:
+        value = value.clone()
+    if tuple(value.shape) != shape:
+        raise GraphError(f"{name} is {list(value.shape)} after the rewrite, it should be {list(shape)}")
+    for axis, places in born:
+        if isinstance(newborn, Tensor):
+            fill = newborn.detach().to(value.device, value.dtype).index_select(axis, places)
+            value.index_copy_(axis, places, fill)
+        elif newborn is None:
+            raise GraphError(f"no newborn values for {name}")
+        else:
+            value.index_fill_(axis, places, newborn)
+    return value
+
+
+def _index(derived: Derived, name: str, index: Sequence[int]) -> tuple[int, ...] | Refusal:
+    axis = derived.axes.get(name)
+    if axis is None:
+        near = nearest(name, derived.axes)
+        return Refusal(f"there is no axis {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+    if len(index) > MOST:
+        return Refusal(f"axis {name!r} of {len(index)} units is larger than {MOST}", (name,))
+    try:
+        found = tuple(operator.index(i) for i in index)
+    except TypeError:
+        return Refusal(f"the index of axis {name!r} holds something other than whole numbers", _nodes(derived, [name]))
+    if not found:
+        return Refusal(f"axis {name!r} would be left without units", _nodes(derived, [name]))
+    if min(found) < -1 or max(found) >= axis.size:
+        wrong = next(i for i in found if not -1 <= i < axis.size)
+        return Refusal(f"axis {name!r} has units 0 to {axis.size - 1}, there is no {wrong}", _nodes(derived, [name]))
+    return found
+
+
+def _nodes(derived: Derived, names) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(u.node for n in names for u in derived.axes[n].writes))
+
+
+def _size(table: Table, old: Sequence[int], new: Mapping[int, int]) -> int:
+    """How many indices a label has once the axes have their new sizes."""
+    total = 0
+    for axes, count in table.groups:
+        total += count // math.prod(old[a] for a in axes) * math.prod(new.get(a, old[a]) for a in axes)
+    return total
+
+
+def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refusal:
+    """The same nodes with the attributes that follow from new sizes of axes."""
+    derived = arch.derived
+    old = [axis.size for axis in derived.axes.values()]
+    params: dict[str, tuple[int, ...]] = {**derived.params, **derived.buffers}
+    shapes = dict(derived.shapes)
+    touched: set[str] = set()
+    for (name, k), table in derived.tables.items():
+        if not table.axes.isdisjoint(new):
+            size = _size(table, old, new)
+            if size > MOST:
+                return Refusal(f"axis {k} of {name} would have {size} indices, more than {MOST}")
+            params[name] = (*params[name][:k], size, *params[name][k + 1 :])
+            touched.add(name)
+    for (name, k), table in derived.outputs.items():
+        if not table.axes.isdisjoint(new):
+            shapes[name] = (*shapes[name][: k - 1], _size(table, old, new), *shapes[name][k:])
+            touched.add(name)
+    nodes = {}
+    for name, node in arch.nodes.items():
+        local = derived.locals[name]
+        if touched.isdisjoint(local.values()) and touched.isdisjoint(node.inputs):
+            continue
+        attrs = node.rule.resize(node.attrs, {k: params[full] for k, full in local.items()}, *(shapes[i] for i in node.inputs))
+        if attrs != node.attrs:
+            nodes[name] = type(node)(node.op, node.inputs, attrs, node.tied)
+    try:
+        made = arch.replace(nodes)
+        if made.params != {n: params[n] for n in derived.params} or made.shapes != shapes:
+            return Refusal("the resized network has other shapes than its axes say")
+    except GraphError as error:
+        return Refusal(error.message, (error.node,) if error.node else ())
+    return made
+
+
+def _compare(old: Derived, new: Derived, wanted: Mapping[str, Sequence[int]]) -> Refusal | None:
+    def structure(axis: Axis) -> tuple:
+        return axis.slots, axis.writes, axis.reads, axis.bilinear, axis.gates, axis.mixes
+
+    if list(old.axes) == list(new.axes):
+        wrong = [
+            n for n, axis in old.axes.items()
+            if structure(axis) != structure(new.axes[n]) or new.axes[n].size != len(wanted.get(n, range(axis.size)))
+        ]
+    else:
+        wrong = sorted(set(old.axes) ^ set(new.axes)) or list(old.axes)
+    if wrong or old.tables.keys() != new.tables.keys():
+        return Refusal(f"the axes change their structure ({', '.join(wrong[:4])})", tuple(n for n in _nodes(old, wanted)))
+    return None
+
+
+def _place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    """Where each new index comes from: the k-th occurrence of a label set is the k-th occurrence of its old one."""
+    if old.codes.shape[1] != new.codes.shape[1]:
+        return None
+    mapped, born = new.codes.copy(), np.zeros(len(new.codes), bool)
+    for a, index in keep.items():
+        mine = (mapped >= 0) & (mapped >> 32 == a)
+        source = index[mapped[mine] & 0xFFFFFFFF]
+        lost = mine.copy()
+        lost[mine] = source < 0
+        born |= lost.any(1)
+        mapped[mine] = a * 2**32 + np.maximum(source, 0)
+    # Occurrences are counted by the new units: a clone starts again at the first.
+    names, where = _codes(np.concatenate([old.codes, mapped]))
+    size = len(old.codes)
+    times = np.concatenate([_occurrence(where[:size]), _occurrence(_codes(new.codes)[1])])
+    key = where * (len(where) + 1) + times
+    order = np.argsort(key[:size])
+    at = np.searchsorted(key[:size], key[size:], sorter=order).clip(max=size - 1)
+    index = order[at]
+    if (key[:size][index] != key[size:])[~born].any():
+        return None
+    return np.where(born, -1, index)
+
+
+def _codes(rows: np.ndarray) -> tuple[int, np.ndarray]:
+    """(how many distinct rows, the number of each row's kind); the order within a row does not matter."""
+    if rows.shape[1] == 1:
+        kinds, where = np.unique(rows[:, 0], return_inverse=True)
+    else:
+        kinds, where = np.unique(np.sort(rows, 1), axis=0, return_inverse=True)
+    return len(kinds), where.reshape(-1)
+
+
+def _occurrence(kinds: np.ndarray) -> np.ndarray:
+    """For each place, how often its kind came before."""
+    order = np.argsort(kinds, kind="stable")
+    laid = kinds[order]
+    start = np.flatnonzero(np.r_[True, laid[1:] != laid[:-1]]) if len(laid) else np.empty(0, int)
+    made = np.empty(len(kinds), np.int64)
+    made[order] = np.arange(len(laid)) - np.repeat(start, np.diff(np.r_[start, len(laid)]))
+    return made
+
+
+def _zero(derived: Derived, wanted: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...] | None:
+    """The slots whose newborns must be zero to keep the function; None where that is not enough."""
+    found: dict[tuple[str, int], None] = {}
+    for name, index in wanted.items():
+        axis = derived.axes[name]
+        if sorted(i for i in index if i >= 0) != list(range(axis.size)):
+            return None
+        if len(index) == axis.size:
+            continue
+        if axis.mixes or (axis.bilinear and len(axis.writes) != 2):
+            return None
+        found.update(dict.fromkeys((u.param, u.axis) for u in axis.reads))
+        if axis.bilinear:
+            # One side of the product, with its bias: both at zero would be a saddle.
+            node = axis.writes[0].node
+            found.update(dict.fromkeys((u.param, u.axis) for u in (*axis.writes, *axis.follows) if u.node == node and u.param))
+    return tuple(found)

@@ -1,0 +1,287 @@
+"""What each aten op does to labels: moves, pointwise, equations, and a few functions of their own.
+
+A rule takes (trace, shapes of the outputs, op, the op's own arguments with `Labelled` for tensors) and returns the
+labels of each output. An op without a rule freezes what it touches (`Trace`), so a missing rule is never wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dagrow.graph.labels import Label
+from dagrow.graph.trace import Labelled, Trace
+
+RULES: dict[str, Callable] = {}
+# Elementwise by nature though not tagged so, and copies.
+POINTWISE = {"hardswish", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "native_dropout"}
+LINEAR = {"add", "sub", "rsub", "neg", "clone", "alias", "detach", "_to_copy", "where"}
+CONTRACTIONS = {
+    "mm": "ij,jk->ik", "addmm": "*,ij,jk->ik", "bmm": "bij,bjk->bik", "baddbmm": "*,bij,bjk->bik",
+    "mv": "ij,j->i", "addmv": "*,ij,j->i", "dot": "i,i->",
+}
+MOVES = {
+    "select", "slice", "split", "split_with_sizes", "unbind", "stack", "flip", "roll", "narrow", "index_select",
+    "pixel_shuffle", "pixel_unshuffle", "unfold", "diagonal", "channel_shuffle", "repeat", "constant_pad_nd", "alias_copy",
+}
+
+
+def find(func) -> Callable | None:
+    """The rule of an aten op, None where there is none."""
+    name = func.overloadpacket.__name__
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    rule = RULES.get(name)
+    if rule is None and (torch.Tag.pointwise in func.tags or name in POINTWISE):
+        return pointwise
+    return rule
+
+
+def rule(*names: str) -> Callable:
+    def join(function: Callable) -> Callable:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return join
+
+
+def base(func) -> str:
+    return func.overloadpacket.__name__.rstrip("_")
+
+
+# Elementwise
+
+
+def pointwise(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...]]:
+    """Broadcasting unifies; an index broadcast against many is frozen. A product of activations is a gate."""
+    shape = outs[0]
+    tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Labelled)]
+    labels = [broadcast(trace, tensors, k, n, len(shape)) for k, n in enumerate(shape)]
+    moving = [x for x in tensors if not x.leaf and x.labels]
+    if len(moving) > 1 and base(func) not in LINEAR:
+        for label in labels:
+            trace.mark("gates", label)
+    return [tuple(labels)] * len(outs)
+
+
+def broadcast(trace: Trace, tensors: list[Labelled], k: int, size: int, dims: int) -> Label:
+    found: list[Label] = []
+    for x in tensors:
+        at = k - dims + len(x.shape)
+        if at >= 0:
+            if x.shape[at] == size:
+                found.append(x.labels[at])
+            else:
+                trace.cells.freeze(x.labels[at])
+    for other in found[1:]:
+        trace.cells.unify(found[0], other)
+    return None if any(x is None for x in found) or not found else found[0]
+
+
+# Contractions
+
+
+def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...]]:
+    """Same letter, same cells. Contracted with a parameter is a read, surviving on one a write; without one, bilinear."""
+    left, made = CONTRACTIONS[base(func)].split("->")
+    terms = left.split(",")
+    tensors = [x for x in args if isinstance(x, Labelled)]
+    extra = tensors[0] if terms[0] == "*" else None
+    factors = list(zip([t for t in terms if t != "*"], tensors[extra is not None :], strict=True))
+    sizes: dict[str, int] = {}
+    holders: dict[str, list[tuple[Labelled, Label]]] = {}
+    for term, x in factors:
+        for letter, n, label in zip(term, x.shape, x.labels, strict=True):
+            sizes[letter] = n
+            holders.setdefault(letter, []).append((x, label))
+    leaf = any(x.leaf for _, x in factors)
+    labels: dict[str, Label] = {}
+    for letter, held in holders.items():
+        first, *others = [label for _, label in held]
+        for other in others:
+            trace.cells.unify(first, other)
+        labels[letter] = None if any(label is None for _, label in held) else first
+        contracted = letter not in made
+        for x, label in held:
+            if x.leaf:
+                trace.mark_slots("reads" if contracted else "writes", label)
+        if contracted and not leaf:
+            trace.mark("bilinear", labels[letter])
+    trace.count(math.prod(sizes.values()), all(x.leaf for _, x in factors))
+    result = tuple(labels[letter] for letter in made)
+    if extra is not None:
+        result = tuple(
+            broadcast(trace, [extra, Labelled(outs[0], result)], k, n, len(outs[0])) for k, n in enumerate(outs[0])
+        )
+    return [result]
+
+
+RULES.update(dict.fromkeys(CONTRACTIONS, contract))
+
+
+@rule("convolution", "_convolution")
+def convolution(trace: Trace, outs, func, x, w, b, stride, padding, dilation, transposed, out_padding, groups, *_):
+    cells = trace.cells
+    channels = x.labels[1]
+    weight_in, weight_out = (w.labels[0], w.labels[1]) if transposed else (w.labels[1], w.labels[0])
+    for label in (*x.labels[2:], *w.labels[2:]):
+        cells.freeze(label)
+    if groups == 1:
+        cells.unify(channels, weight_in)
+        if channels is not None:
+            trace.mark_slots("reads", weight_in)
+        trace.mark_slots("writes", weight_out)
+        made = weight_out
+    elif transposed:
+        for label in (channels, weight_in, weight_out):
+            cells.freeze(label)
+        made = None
+    else:
+        size = outs[0][1] // groups
+        group, inside = cells.split(channels, (groups, x.shape[1] // groups))
+        weight_group, unit = cells.split(weight_out, (groups, size))
+        cells.unify(group, weight_group)
+        cells.unify(inside, weight_in)
+        slot = trace.slot(weight_out)
+        if slot:
+            if inside is not None:
+                trace.mark("reads", weight_in, slot[0], 1)
+            trace.mark("writes", unit, *slot)
+        made = weight_out
+    if b is not None:
+        cells.unify(made, b.labels[0])
+    trace.count(math.prod(w.shape) * x.shape[0] * math.prod((x if transposed else Labelled(outs[0], ())).shape[2:]))
+    return [(x.labels[0], made, *[None] * (len(outs[0]) - 2))]
+
+
+# Normalisation, pooling, reduction
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_no_update")
+def batch_norm(trace: Trace, outs, func, x, *args, **kwargs):
+    for other in (a for a in args if isinstance(a, Labelled)):
+        trace.cells.unify(x.labels[1], other.labels[0])
+    return [x.labels]
+
+
+@rule("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d")
+def pool2d(trace: Trace, outs, func, x, *args, **kwargs):
+    return _over_space(trace, outs, x, 2)
+
+
+@rule("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d")
+def pool3d(trace: Trace, outs, func, x, *args, **kwargs):
+    return _over_space(trace, outs, x, 3)
+
+
+@rule("upsample_nearest1d")
+def upsample1d(trace: Trace, outs, func, x, *args, **kwargs):
+    return _over_space(trace, outs, x, 1)
+
+
+RULES.update(upsample_nearest2d=pool2d, upsample_bilinear2d=pool2d, reflection_pad2d=pool2d, replication_pad2d=pool2d)
+
+
+def _over_space(trace: Trace, outs, x: Labelled, space: int):
+    for label in x.labels[-space:]:
+        trace.cells.freeze(label)
+    return [(*x.labels[:-space], *[None] * space)] * len(outs)
+
+
+@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm")
+def reduce(trace: Trace, outs, func, x, *args, **kwargs):
+    """What is reduced is mixed: a newborn on that axis changes the result."""
+    dims = next((a for a in [*args, *kwargs.values()] if isinstance(a, list)), None) or range(len(x.shape))
+    dims = {d % len(x.shape) for d in dims} if x.shape else set()
+    for d in dims:
+        trace.mark("mixes", x.labels[d])
+    if len(outs[0]) == len(x.shape):
+        return [tuple(None if k in dims else label for k, label in enumerate(x.labels))]
+    return [tuple(label for k, label in enumerate(x.labels) if k not in dims)]
+
+
+# Moves
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten")
+def view(trace: Trace, outs, func, x, *args, **kwargs):
+    """Row-major: runs of axes with equal products match. A live axis of size one goes where it most likely belongs;
+    a wrong guess shows as another structure once it is wider, and is refused there."""
+    source, target = x.shape, outs[0]
+    found: list[Label] = []
+    i = j = 0
+    while j < len(target):
+        one = i < len(source) and source[i] == 1
+        if target[j] == 1 and not one:
+            found.append(None)
+            j += 1
+            continue
+        if one and target[j] != 1 and x.labels[i] is None:
+            i += 1
+            continue
+        start, first = i, j
+        have = want = 1
+        if i < len(source):
+            have, i = source[i], i + 1
+        want, j = target[j], j + 1
+        while have != want and (have < want and i < len(source) or want < have and j < len(target)):
+            if have < want:
+                have, i = have * source[i], i + 1
+            else:
+                want, j = want * target[j], j + 1
+        if j == len(target):
+            i = len(source)
+        merged = x.labels[start] if i == start + 1 else trace.cells.merge(x.labels[start:i], source[start:i])
+        found += [merged] if j == first + 1 else trace.cells.split(merged, target[first:j])
+    return [tuple(found)]
+
+
+@rule("t", "transpose", "permute", "movedim", "swapaxes", "numpy_T")
+def permute(trace: Trace, outs, func, x, *args, **kwargs):
+    dims = len(x.shape)
+    if base(func) == "permute":
+        order = [d % dims for d in args[0]]
+    else:
+        order = list(range(dims))
+        a, b = (args if args else (0, dims - 1))
+        order[a], order[b] = order[b], order[a]
+    return [tuple(x.labels[d] for d in order)]
+
+
+@rule("unsqueeze")
+def unsqueeze(trace: Trace, outs, func, x, dim):
+    labels = list(x.labels)
+    labels.insert(dim % len(outs[0]), None)
+    return [tuple(labels)]
+
+
+@rule("squeeze")
+def squeeze(trace: Trace, outs, func, x, dims=None):
+    dims = range(len(x.shape)) if dims is None else dims if isinstance(dims, list) else [dims]
+    gone = {d % len(x.shape) for d in dims if x.shape[d] == 1}
+    for d in gone:
+        trace.cells.freeze(x.labels[d])
+    return [tuple(label for k, label in enumerate(x.labels) if k not in gone)]
+
+
+@rule("expand")
+def expand(trace: Trace, outs, func, x, *args, **kwargs):
+    more = len(outs[0]) - len(x.shape)
+    for k, label in enumerate(x.labels):
+        if outs[0][k + more] != x.shape[k]:
+            trace.cells.freeze(label)
+    return [(*[None] * more, *(v if outs[0][k + more] == x.shape[k] else None for k, v in enumerate(x.labels)))]
+
+
+@rule("cat")
+def cat(trace: Trace, outs, func, tensors, dim=0):
+    shape = outs[0]
+    dim %= len(shape)
+    tensors = [x for x in tensors if len(x.shape) == len(shape)]
+    labels = [None if k == dim else broadcast(trace, tensors, k, n, len(shape)) for k, n in enumerate(shape)]
+    if any(x.labels[dim] is not None for x in tensors):
+        labels[dim] = np.concatenate([np.zeros(x.shape[dim], np.int64) if x.labels[dim] is None else x.labels[dim] for x in tensors])
+    return [tuple(labels)]
