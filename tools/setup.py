@@ -43,11 +43,11 @@ PROBE = "import sys; print(*sys.version_info[:3], flush=True); import venv, ensu
 UNWANTED = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "__PYVENV_LAUNCHER__")
 
 
-# Exits with 0 if the run that lies in argv[1] has not come to its end.
+# Exits with 0 if the run that lies in argv[1] has not come to its end. Opened for writing: fails while another process writes it.
 UNFINISHED = """
 import sys
 from dagrow.store import Run
-with Run.open(sys.argv[1]) as run:
+with Run.open(sys.argv[1], write=True) as run:
     sys.exit(any(event.kind == "done" for event in run.events()))
 """
 
