@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagrow.spec.explaining import did_you_mean
 from dagrow.spec.fields import METRICS, DataSpec, ScoreSpec
-from dagrow.spec.tree import Source, Tree, mapping
+from dagrow.spec.tree import PLACEHOLDER, Source, Tree, mapping
 
 
 def spread(tree: Tree, key: str = "name", *, listed: bool = False) -> Tree:
@@ -27,12 +27,12 @@ def _choice(tree: Tree, source: Source, what: str, key: str = "name", default: s
     tree = spread(tree, key, listed=listed)
     if not isinstance(tree.value, dict):
         source.report(tree.place, f"{what} is a name or a mapping, not {tree.kind}", f"write {{{key}: …, option: value}}")
-        return mapping(tree.place, name=Tree(default or "unknown", tree.place), options=Tree({}, tree.place))
+        return mapping(tree.place, name=Tree(default or PLACEHOLDER, tree.place), options=Tree({}, tree.place))
     name = tree.get(key)
     if name is None:
         if default is None:
             source.report(tree.place, f"{what} does not say which", f"write {{{key}: …, option: value}}")
-        name = Tree(default or "unknown", tree.place)
+        name = Tree(default or PLACEHOLDER, tree.place)
     full = mapping(tree.place, name=name, options=tree.without(key))
     full.keys["name"] = tree.key(key)
     return full

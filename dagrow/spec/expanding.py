@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dagrow.spec.chain import chain
 from dagrow.spec.explaining import did_you_mean
-from dagrow.spec.tree import Place, Source, Tree, mapping
+from dagrow.spec.tree import PLACEHOLDER, Place, Source, Tree, mapping
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z_][A-Za-z0-9_]{0,63}){0,15}\Z")
 PARAMETER = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)\Z")
@@ -148,7 +148,7 @@ class _Expansion:
         op = self._substituted(item.get("op"), scope) if "op" in item.value else None
         if op is None:
             self.source.report(place, f"the node {name!r} has no op", "such as: {op: relu, in: …}")
-            op = Tree("unknown", place)
+            op = Tree(PLACEHOLDER, place)
         elif not isinstance(op.value, str):
             self.source.report(op.place, f"the op of {name!r} is a name, not {op.kind}")
         if "repeat" in item.value:
@@ -221,7 +221,7 @@ class _Expansion:
         if not isinstance(use.value, str) or use.value not in self.macros:
             self.source.report(use.place, f"unknown macro {use.kind}", did_you_mean(str(use.value), self.macros, "macros are defined under macros:"))
             # named all the same, so that those who read it are not reported too
-            self.nodes[scope.prefix + name] = mapping(place, op=Tree("identity", place), inputs=Tree([], place), attrs=Tree({}, place))
+            self.nodes[scope.prefix + name] = mapping(place, op=Tree(PLACEHOLDER, place), inputs=Tree([], place), attrs=Tree({}, place))
             return
         macro = self.macros[use.value]
         if use.value in scope.stack or len(scope.stack) >= MOST_MACROS_DEEP:

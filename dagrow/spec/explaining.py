@@ -49,11 +49,13 @@ def phrases(error: pydantic.ValidationError, owner: str, fields: Callable[[Path]
 
     Of the branches of a union, only the first error of each path is told.
     """
-    rows: dict[Path, tuple[Path, str, str | None, bool]] = {}
+    rows: dict[tuple, tuple[Path, str, str | None, bool]] = {}
     for found in error.errors(include_url=False):
         path, message, hint, key = _phrase(found, owner, fields)
-        rows.setdefault(path, (path, message, hint, key))
-    return list(rows.values())
+        rows.setdefault((path, found["type"] == "missing" and str(found["loc"][-1])), (path, message, hint, key))
+    # a misspelt key is not missing as well
+    meant = {(path[:-1], hint) for path, _, hint, _ in rows.values() if hint}
+    return [row for (path, missing), row in rows.items() if not missing or (path, f"did you mean {missing!r}?") not in meant]
 
 
 def _phrase(found: Mapping, owner: str, fields: Callable[[Path], Iterable[str]]) -> tuple[Path, str, str | None, bool]:

@@ -59,7 +59,7 @@ class DataSpec(Options):
     options: Annotated[dict[str, Any], pydantic.WithJsonSchema({"type": "object"})] = {}
     split: Annotated[dict[str, Any], pydantic.WithJsonSchema({"type": "object", "additionalProperties": True})] = {}
     normalise: Literal["per_feature", "per_channel", "global", "none"] = "per_feature"
-    batch: _whole(1, 2**20) = 128
+    batch: _whole(1, 2**20) = 64
 
 
 class NodeSpec(Options):

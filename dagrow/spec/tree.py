@@ -12,6 +12,8 @@ from dagrow.errors import Problem, SpecError
 MOST_BYTES = 256 * 1024
 MOST_DEPTH = 32
 MOST_NODES = 20_000
+# Stands for a name that is missing or wrong and has been reported.
+PLACEHOLDER = "?"
 MOST_PROBLEMS = 50
 WIDEST_EXCERPT = 160
 Scalar = str | int | float | bool | None
