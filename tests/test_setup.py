@@ -37,7 +37,7 @@ def root(tmp_path):
         (0, "3 13 0\n", "", "3.13.0", ""),
         (0, "3 10 9\n", "", "3.10.9", "is 3.10.9"),
         (0, "3 14 0\n", "", "3.14.0", "is 3.14.0"),
-        (1, "3 12 1\n", "Traceback\nImportError: No module named ensurepip\n", "3.12.1", "lacks a part of the standard library (ImportError"),
+        (1, "3 12 1\n", "Traceback\nImportError: no ensurepip\n", "3.12.1", "lacks a part of the standard library (ImportError"),
         (127, "", "pyenv: python3.12: command not found", None, "does not start"),
         (0, "hello", "", None, "does not start"),
     ],

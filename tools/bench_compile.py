@@ -163,7 +163,9 @@ def compare(name: str, rounds: int, steps: int, clock: Callable[[], float]) -> d
     }
 
 
-def one_edit(arch: Architecture, weights: dict[str, Tensor], axis: str, new: int, clock: Callable[[], float]) -> tuple[Architecture, dict, list[float]]:
+def one_edit(
+    arch: Architecture, weights: dict[str, Tensor], axis: str, new: int, clock: Callable[[], float]
+) -> tuple[Architecture, dict, list[float]]:
     """The network with `new` more units on `axis`, its weights, and the seconds of the three parts."""
     keep = (*range(arch.axes[axis].size), *(-1,) * new)
     times = [clock()]
@@ -193,8 +195,9 @@ def edits(which: str, axis: str, seen: bool, rounds: int, clock: Callable[[], fl
     totals = [1e3 * sum(p) for p in parts]
     middle = [1e3 * statistics.median(p[k] for p in parts) for k in range(3)]
     return {
-        "bench": "edit", "edit": which, "architecture": "seen" if seen else "new", "nodes": len(start.nodes), "ms": statistics.median(totals),
-        "lowest": min(totals), "highest": max(totals), "resize_ms": middle[0], "transfer_ms": middle[1], "compile_ms": middle[2], "rounds": rounds,
+        "bench": "edit", "edit": which, "architecture": "seen" if seen else "new", "nodes": len(start.nodes),
+        "ms": statistics.median(totals), "lowest": min(totals), "highest": max(totals),
+        "resize_ms": middle[0], "transfer_ms": middle[1], "compile_ms": middle[2], "rounds": rounds,
     }
 
 

@@ -322,7 +322,8 @@ def demo(python: Path, extra: list[str]) -> int:
     def unfinished(folder: Path) -> bool:
         if not (folder / "run.db").is_file():
             return False
-        return subprocess.run([str(python), "-c", UNFINISHED, str(folder)], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
+        ask = [str(python), "-c", UNFINISHED, str(folder)]
+        return subprocess.run(ask, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL).returncode == 0
 
     folder, resume = next_folder(ROOT / "runs", unfinished, may_resume=not extra)
     short = str(folder.relative_to(ROOT))
