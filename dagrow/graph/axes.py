@@ -92,6 +92,15 @@ class Derived:
     outputs: Mapping[tuple[str, int], Table] = field(repr=False)
     locals: Mapping[str, Mapping[str, str]] = field(repr=False)
 
+    def units(self, axis: str, param: str, dim: int) -> tuple[int, ...]:
+        """Which unit of `axis` each index of dimension `dim` of a parameter belongs to; -1 for none."""
+        number = list(self.axes).index(axis)
+        table = self.tables.get((param, dim))
+        if table is None:
+            return (-1,) * ({**self.params, **self.buffers})[param][dim]
+        mine = (table.codes >= 0) & (table.codes >> 32 == number)
+        return tuple(np.where(mine, table.codes & 0xFFFFFFFF, -1).max(1).tolist())
+
 
 def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs: Iterable[str]) -> Derived:
     """Traces the network, or takes it from the cache. Raises GraphError with the node where shapes do not fit."""
@@ -109,7 +118,7 @@ def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs
 
 
 def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> Derived:
-    seen = {name: trace.labels(name) for name in order}
+    seen = {name: trace.values[name].labels for name in order}
     keys: list[tuple] = [("slot", x.name, k) for x in trace.leaves.values() for k in range(len(x.shape))]
     labels: list[Label] = [label for x in trace.leaves.values() for label in x.labels]
     for name in order:

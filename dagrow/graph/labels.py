@@ -25,6 +25,7 @@ class Cells:
         self._event = np.full(4096, -1)
         self._place = np.zeros(4096, np.int64)
         self._composite = np.zeros(4096, bool)
+        self._scratch = np.zeros(4096, np.int64)
         self._used = 1
         self.events = 0
         self.parts: dict[int, tuple[int, ...]] = {}
@@ -39,6 +40,7 @@ class Cells:
             self._event = np.concatenate([self._event, np.full(more, -1)])
             self._place = np.concatenate([self._place, np.zeros(more, np.int64)])
             self._composite = np.concatenate([self._composite, np.zeros(more, bool)])
+            self._scratch = np.zeros(size + more, np.int64)
         return first
 
     def fresh(self, count: int) -> np.ndarray:
@@ -57,7 +59,7 @@ class Cells:
         root = self._up[label]
         while True:
             above = self._up[root]
-            if np.array_equal(above, root):
+            if (above == root).all():
                 return root
             root = above
 
@@ -122,8 +124,12 @@ class Cells:
             return
         low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
         if not (self._composite[low].any() or self._composite[high].any()):
-            both = np.concatenate([low, high])
-            if len(np.unique(both)) == len(both):
+            # At once, where every higher root goes to one lower root and none of these goes on.
+            place = np.arange(len(high))
+            self._scratch[high] = place
+            once = (self._scratch[high] == place).all()
+            self._scratch[low] = -1
+            if once and (self._scratch[high] >= 0).all():
                 self._up[high] = low
                 return
         for x, y in dict.fromkeys(zip(low.tolist(), high.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""The label trace: the network runs once on the meta device, and every aten op says which index belongs to which unit."""
+"""The label trace: which aten ops a node runs (recorded once per form, on the meta device), and what they do to labels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,120 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagrow.errors import GraphError
 from dagrow.graph.labels import Cells, Label
-from dagrow.graph.node import Module, Node, apply, build
+from dagrow.graph.node import Node, apply, build
 
 BATCH = 2
-_POOL: OrderedDict[tuple, list[Module]] = OrderedDict()
-_POOL_SIZE = 1024
+Shape = tuple[int, ...]
+
+
+# What a node runs
+
+
+class Ref(NamedTuple):
+    """A tensor of a recipe: inputs first, then leaves, then what the steps make."""
+
+    number: int
+
+
+class Step(NamedTuple):
+    """One aten op with `Ref` for tensors, and the references and shapes of its outputs."""
+
+    func: Callable
+    args: list
+    kwargs: dict
+    outs: tuple[int, ...]
+    shapes: list[Shape]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the node's module runs in eval mode on inputs of given shapes, batch first.
+
+    leaves: (local name, shape, whether trained). consts: tensors made or held outside of them, with their shapes.
+    """
+
+    leaves: tuple[tuple[str, Shape, bool], ...]
+    consts: Mapping[int, Shape]
+    steps: tuple[Step, ...]
+    out: int
+    shape: Shape
+
+
+_RECIPES: OrderedDict[tuple, Recipe] = OrderedDict()
+_MOST_RECIPES = 4096
+
+
+def recipe(node: Node, name: str, shapes: list[Shape]) -> Recipe:
+    """The node's recipe for inputs of `shapes` (without the batch). Raises GraphError with the node."""
+    key = (node.rule, node.attrs, *shapes)
+    known = _RECIPES.get(key)
+    if known is None:
+        with torch.device("meta"), torch.no_grad():
+            known = _Recorder().record(node, name, shapes)
+        _RECIPES[key] = known
+        if len(_RECIPES) > _MOST_RECIPES:
+            _RECIPES.popitem(last=False)
+    return known
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[int, tuple[Tensor, int]] = {}
+        self.consts: dict[int, Shape] = {}
+        self.steps: list[Step] = []
+        self.used = 0
+
+    def record(self, node: Node, name: str, shapes: list[Shape]) -> Recipe:
+        module = build(node, shapes, name)
+        inputs = [torch.empty((BATCH, *s)) for s in shapes]
+        for tensor in inputs:
+            self.add(tensor)
+        leaves = []
+        if isinstance(module, nn.Module):
+            module.eval()
+            for local, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                self.add(tensor)
+                leaves.append((local, tuple(tensor.shape), isinstance(tensor, nn.Parameter)))
+        with self:
+            made = apply(node, name, module, inputs)
+        if not isinstance(made, Tensor) or not made.dim() or made.shape[0] != BATCH:
+            raise GraphError(f"{name!r}: {node.op} does not make one tensor with the batch first", node=name)
+        return Recipe(tuple(leaves), self.consts, tuple(self.steps), self.ref(made).number, tuple(made.shape))
+
+    def add(self, tensor: Tensor) -> int:
+        # The tensor is held, so that its id stays its own.
+        self.known[id(tensor)] = (tensor, self.used)
+        self.used += 1
+        return self.used - 1
+
+    def ref(self, tensor: Tensor) -> Ref:
+        if id(tensor) not in self.known:
+            self.consts[self.add(tensor)] = tuple(tensor.shape)
+        return Ref(self.known[id(tensor)][1])
+
+    def refs(self, value):
+        if isinstance(value, Tensor):
+            return self.ref(value)
+        return [self.refs(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # Before running: an op in place may change the shape of its argument.
+        given, named = self.refs(args), {k: self.refs(v) for k, v in (kwargs or {}).items()}
+        made = func(*args, **(kwargs or {}))
+        outs = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, Tensor)]
+        if outs:
+            self.steps.append(Step(func, given, named, tuple(self.add(t) for t in outs), [tuple(t.shape) for t in outs]))
+        return made
+
+
+# What that does to labels
 
 
 class Labelled(NamedTuple):
     """A tensor as rules see it. `leaf`: made of parameters only."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     labels: tuple[Label, ...]
     leaf: bool = False
 
@@ -41,119 +144,82 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter or buffer of a node, under its (possibly tied) name."""
+    """A parameter or buffer under its full (possibly tied) name."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     labels: tuple[Label, ...]
     trainable: bool
-    events: tuple[int, ...]
 
 
-class Trace(TorchDispatchMode):
-    """Runs nodes one by one; afterwards holds cells, marks, leaves, MACs and what it did not understand."""
+class Trace:
+    """Labels a network node by node; afterwards holds cells, marks, leaves, MACs and what it did not understand."""
 
     def __init__(self, find: Callable) -> None:
         """`find` gives the rule of an aten op (dagrow.graph.rules), or None."""
-        super().__init__()
         self._find = find
         self.cells = Cells()
         self.node = ""
         self.marks: list[Mark] = []
         self.leaves: dict[str, Leaf] = {}
         self.locals: dict[str, dict[str, str]] = {}
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Labelled] = {}
         self.macs: dict[str, int] = {}
         self.opaque: dict[str, dict[str, None]] = {}
-        self._labels: dict[int, tuple[Tensor, Labelled]] = {}
         self._slots: dict[int, tuple[str, int]] = {}
-
-    def labels(self, node: str) -> tuple[Label, ...]:
-        """The labels of a node's output, batch first."""
-        return self.labelled(self.values[node]).labels
-
-    # Running
 
     def network(self, nodes: Mapping[str, Node], order: Iterable[str], outputs: Iterable[str]) -> Trace:
         """Traces a network; its inputs and outputs are frozen. Raises GraphError with the node."""
-        used: dict[tuple, int] = {}
-        with torch.device("meta"), torch.no_grad():
-            for name in order:
-                node = nodes[name]
-                self.node, self.macs[name], self.locals[name] = name, 0, {}
-                if node.op == "input":
-                    self.values[name] = torch.empty((BATCH, *node.attrs.shape))
-                    continue
+        for name in order:
+            node = nodes[name]
+            self.node, self.macs[name], self.locals[name] = name, 0, {}
+            if node.op == "input":
+                shape = (BATCH, *node.attrs.shape)
+                self.values[name] = Labelled(shape, (None,) * len(shape))
+            else:
                 inputs = [self.values[i] for i in node.inputs]
-                module = _module(node, name, [tuple(x.shape[1:]) for x in inputs], used)
-                if isinstance(module, nn.Module):
-                    self._enter(node, name, module)
-                with self:
-                    made = apply(node, name, module, inputs)
-                self.values[name] = made
+                self.values[name] = self._follow(node, recipe(node, name, [x.shape[1:] for x in inputs]), inputs)
         for name in outputs:
-            for label in self.labels(name):
+            for label in self.values[name].labels:
                 self.cells.freeze(label)
         return self
 
-    def _enter(self, node: Node, name: str, module: nn.Module) -> None:
-        tied = dict(node.tied)
-        for local, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            full = self.locals[name][local] = tied.get(local, f"{name}.{local}")
-            shape = tuple(tensor.shape)
-            leaf = self.leaves.get(full)
-            if leaf is None:
-                labels = tuple(self.cells.fresh(n) for n in shape)
-                events = tuple(range(self.cells.events - len(shape), self.cells.events))
-                leaf = self.leaves[full] = Leaf(full, shape, labels, isinstance(tensor, nn.Parameter), events)
-                self._slots.update((e, (full, k)) for k, e in enumerate(events))
-            elif leaf.shape != shape:
-                raise GraphError(f"{name!r}: its {local} is {list(shape)}, {full} is {list(leaf.shape)}", node=name)
-            self._labels[id(tensor)] = (tensor, Labelled(shape, leaf.labels, True))
+    def _follow(self, node: Node, made: Recipe, inputs: list[Labelled]) -> Labelled:
+        held = dict(enumerate([*inputs, *(self._leaf(node, *leaf) for leaf in made.leaves)]))
+        held.update((k, Labelled(s, (None,) * len(s))) for k, s in made.consts.items())
+        for step in made.steps:
+            seen: list[Labelled] = []
+            args, kwargs = _look(step.args, held, seen), {k: _look(v, held, seen) for k, v in step.kwargs.items()}
+            rule = self._find(step.func)
+            if rule is not None:
+                labels = rule(self, step.shapes, step.func, *args, **kwargs)
+            else:
+                labels = self._give_up(step.func, seen)
+            leaf = bool(seen) and all(x.leaf for x in seen)
+            for k, (number, shape) in enumerate(zip(step.outs, step.shapes, strict=True)):
+                held[number] = Labelled(shape, labels[k] if k < len(labels) else (None,) * len(shape), leaf)
+        return held[made.out]
 
-    def labelled(self, tensor: Tensor) -> Labelled:
-        known = self._labels.get(id(tensor))
-        if known is None:
-            return Labelled(tuple(tensor.shape), (None,) * tensor.dim())
-        return known[1]
+    def _leaf(self, node: Node, local: str, shape: Shape, trainable: bool) -> Labelled:
+        name = self.locals[self.node][local] = dict(node.tied).get(local, f"{self.node}.{local}")
+        leaf = self.leaves.get(name)
+        if leaf is None:
+            self._slots.update((self.cells.events + k, (name, k)) for k in range(len(shape)))
+            leaf = self.leaves[name] = Leaf(name, shape, tuple(self.cells.fresh(n) for n in shape), trainable)
+        elif leaf.shape != shape:
+            raise GraphError(f"{self.node!r}: its {local} is {list(shape)}, {name} is {list(leaf.shape)}", node=self.node)
+        return Labelled(shape, leaf.labels, True)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        # Before running: an op in place may change the shape of its argument.
-        seen: list[Labelled] = []
-        given, named = self._see(args, seen), {k: self._see(v, seen) for k, v in kwargs.items()}
-        out = func(*args, **kwargs)
-        outs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
-        if not outs:
-            return out
-        rule = self._find(func)
-        if rule is not None:
-            made = rule(self, [tuple(t.shape) for t in outs], func, *given, **named)
-        else:
-            if any(label is not None for x in seen for label in x.labels):
-                self.opaque.setdefault(str(func), {})[self.node] = None
-                for x in seen:
-                    for label in x.labels:
-                        self.cells.freeze(label)
-            made = []
-        leaf = bool(seen) and all(x.leaf for x in seen)
-        for k, tensor in enumerate(outs):
-            shape = tuple(tensor.shape)
-            labels = made[k] if k < len(made) else (None,) * len(shape)
-            if len(labels) != len(shape) or any(x is not None and len(x) != n for x, n in zip(labels, shape, strict=True)):
-                raise RuntimeError(f"the rule for {func} labels {[x if x is None else len(x) for x in labels]}, the tensor is {shape}")
-            self._labels[id(tensor)] = (tensor, Labelled(shape, tuple(labels), leaf))
-        return out
+    def _give_up(self, func, seen: list[Labelled]) -> list:
+        """What is not understood is frozen, and reported."""
+        live = [label for x in seen for label in x.labels if label is not None]
+        if live:
+            self.opaque.setdefault(str(func), {})[self.node] = None
+        for label in live:
+            self.cells.freeze(label)
+        return []
 
-    def _see(self, value, seen: list[Labelled]):
-        if isinstance(value, Tensor):
-            seen.append(self.labelled(value))
-            return seen[-1]
-        if isinstance(value, (tuple, list)):
-            return [self._see(v, seen) for v in value]
-        return value
-
-    # What rules say
+    # For rules
 
     def mark(self, kind: str, label: Label, param: str | None = None, axis: int | None = None) -> None:
         if label is not None and len(label):
@@ -161,10 +227,10 @@ class Trace(TorchDispatchMode):
 
     def mark_slots(self, kind: str, label: Label) -> None:
         """Marks the slots of parameters that the raw cells of a label were born in."""
-        if label is None:
+        if label is None or not len(label):
             return
         events = self.cells.event(label)
-        for event in np.unique(events).tolist():
+        for event in [int(events[0])] if (events == events[0]).all() else np.unique(events).tolist():
             if event in self._slots:
                 self.mark(kind, label[events == event], *self._slots[event])
 
@@ -177,20 +243,8 @@ class Trace(TorchDispatchMode):
         self.macs[self.node] += macs if leaf else macs // BATCH
 
 
-def _module(node: Node, name: str, shapes: list[tuple[int, ...]], used: dict[tuple, int]) -> Module:
-    """The node's module on meta in eval mode; built once per form, but never twice the same in one trace."""
-    key = (node.rule, node.attrs, *shapes)
-    k = used[key] = used.get(key, -1) + 1
-    pool = _POOL.get(key)
-    if pool is None:
-        pool = _POOL[key] = []
-        if len(_POOL) > _POOL_SIZE:
-            _POOL.popitem(last=False)
-    if k < len(pool):
-        return pool[k]
-    module = build(node, shapes, name)
-    if isinstance(module, nn.Module):
-        module.eval()
-    pool.append(module)
-    return module
-
+def _look(value, held: Mapping[int, Labelled], seen: list[Labelled]):
+    if isinstance(value, Ref):
+        seen.append(held[value.number])
+        return seen[-1]
+    return [_look(v, held, seen) for v in value] if isinstance(value, list) else value
