@@ -136,12 +136,12 @@ def _index(derived: Derived, name: str, index: Sequence[int]) -> tuple[int, ...]
     if axis is None:
         near = nearest(name, derived.axes)
         return Refusal(f"there is no axis {name!r}" + (f"; did you mean {near!r}?" if near else ""))
-    if len(index) > MOST:
-        return Refusal(f"axis {name!r} of {len(index)} units is larger than {MOST}", (name,))
     try:
+        if len(index) > MOST:
+            return Refusal(f"axis {name!r} would have {len(index)} units, more than {MOST}", _nodes(derived, [name]))
         found = tuple(operator.index(i) for i in index)
     except TypeError:
-        return Refusal(f"the index of axis {name!r} holds something other than whole numbers", _nodes(derived, [name]))
+        return Refusal(f"the index of axis {name!r} is not a list of whole numbers", _nodes(derived, [name]))
     if not found:
         return Refusal(f"axis {name!r} would be left without units", _nodes(derived, [name]))
     if min(found) < -1 or max(found) >= axis.size:
