@@ -1,0 +1,163 @@
+"""Making edits real: weights, optimizer moments and batch-norm statistics through a rewrite, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dagrow.compiler import initialise
+from dagrow.data import Fold
+from dagrow.graph import Architecture, Refusal, Rewrite, transfer
+from dagrow.measure.evidence import materialise
+from dagrow.measure.sites import Site
+from dagrow.scores import Block, Proposal
+from dagrow.train import Moments
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One edit: where, and what to put there. `options` and `edit` find its site again on a changed graph."""
+
+    edit: type
+    options: object
+    site: Site
+    proposal: Proposal
+
+
+@dataclass
+class Applied:
+    """An architecture after edits. `weights(a)` has the fan-out of what was added times `a`; at 0 growth changes nothing."""
+
+    arch: Architecture
+    empty: Weights
+    full: Weights
+    moments: Moments
+
+    def weights(self, amplitude: float = 1.0) -> Weights:
+        if amplitude == 1.0:
+            return self.full
+        return {n: torch.lerp(self.empty[n], w, amplitude) if w.is_floating_point() else w for n, w in self.full.items()}
+
+
+def apply(
+    arch: Architecture,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Mapping[str, Tensor]],
+    fills: Mapping[str, float],
+    parts: Sequence[Part],
+    seed: tuple[int | str, ...],
+) -> Applied | Refusal:
+    """Applies the parts one after another, each matched again on what the ones before it left.
+
+    `fills`: optimizer slot -> the value a newborn's state starts from. Newborn entries that no proposal sets are freshly
+    initialised from `seed`. What is given is left as it is.
+    """
+    full, empty = dict(weights), dict(weights)
+    moved: Moments = {slot: dict(named) for slot, named in moments.items()}
+    # (param, axis) -> for each present index the one it had at the start, or -1: proposals speak of the start.
+    origins: dict[tuple[str, int], list[int]] = {}
+    for number, part in enumerate(parts):
+        site = part.site if not number else next((s for s in part.edit.match(arch, part.options) if s.key == part.site.key), None)
+        if site is None:
+            return Refusal(f"{part.site.key} is no longer there")
+        rewrite = part.edit.rewrite(arch, site, part.proposal)
+        if isinstance(rewrite, Refusal):
+            return rewrite
+        for name, shift in part.proposal.shift.items():
+            if shift.shape != full[name].shape:
+                return Refusal(f"{part.site.key} makes up for its loss in units that are gone", (name,))
+            full[name], empty[name] = (w[name] + shift.to(w[name].dtype) for w in (full, empty))
+        fresh = initialise(rewrite.arch, (*seed, number))
+        refusal = _put(fresh, part.proposal.blocks, arch, rewrite, origins)
+        if refusal is not None:
+            return refusal
+        silent = dict(fresh)
+        for name, axis in site.form.outgoing:
+            silent[name] = fresh[name].index_fill(axis, torch.tensor(_born(arch, rewrite, name, axis), dtype=torch.long), 0.0)
+        full, empty = transfer(rewrite, full, fresh), transfer(rewrite, empty, silent)
+        for slot, named in moved.items():
+            kept = transfer(rewrite, named, fills[slot])
+            moved[slot] = {name: kept[name] for name in rewrite.arch.params}
+        for move in rewrite.moves:
+            before = origins.get((move.param, move.axis))
+            origins[move.param, move.axis] = [-1 if o < 0 else (before[o] if before else o) for o in move.index]
+        arch = rewrite.arch
+    return Applied(arch, empty, full, moved)
+
+
+def _index(rewrite: Rewrite, param: str, axis: int) -> tuple[int, ...] | None:
+    return next((m.index for m in rewrite.moves if (m.param, m.axis) == (param, axis)), None)
+
+
+def _born(arch: Architecture, rewrite: Rewrite, param: str, axis: int) -> list[int]:
+    """Where along `axis` of `param` the newborns are after the rewrite."""
+    made = rewrite.arch
+    if param not in arch.params and param not in arch.buffers:
+        return list(range((made.params.get(param) or made.buffers[param])[axis]))
+    return [k for k, old in enumerate(_index(rewrite, param, axis) or ()) if old < 0]
+
+
+def _put(fresh: Weights, blocks: Sequence[Block], arch: Architecture, rewrite: Rewrite, origins: Mapping[tuple[str, int], list[int]]) -> Refusal | None:
+    """Writes the blocks over fresh values; entries of a block's parameter that no block speaks of become zero."""
+    for name in {b.param for b in blocks}:
+        fresh[name] = torch.zeros_like(fresh[name])
+    for block in blocks:
+        target = fresh[block.param]
+        index, values = [], block.values.to(target.dtype)
+        for axis in range(target.dim()):
+            if axis == block.axis:
+                born = _born(arch, rewrite, block.param, axis)
+                if len(born) != values.shape[axis]:
+                    return Refusal(f"{block.param} has {len(born)} newborns, the proposal {values.shape[axis]}", (block.param,))
+                index.append((torch.tensor(born, dtype=torch.long), torch.arange(len(born))))
+                continue
+            moved = _index(rewrite, block.param, axis) or range(target.shape[axis])
+            before = origins.get((block.param, axis))
+            old = [-1 if o < 0 else (before[o] if before else o) for o in moved]
+            if max(old, default=-1) >= values.shape[axis]:
+                return Refusal(f"{block.param} is changed by two edits at once", (block.param,))
+            there = [k for k, o in enumerate(old) if o >= 0]
+            index.append((torch.tensor(there, dtype=torch.long), torch.tensor([old[k] for k in there], dtype=torch.long)))
+        target[torch.meshgrid(*(there for there, _ in index), indexing="ij")] = values[torch.meshgrid(*(old for _, old in index), indexing="ij")]
+    return None
+
+
+def refresh_norms(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold) -> Weights:
+    """Batch-norm statistics measured anew on `fold`, with weight and bias changed to keep the function in eval mode.
+
+    After an edit the running statistics are those of the network before it; without this the first training step,
+    which normalises by the batch's own, would jump.
+    """
+    weights = dict(weights)
+    norms = [n for n in arch.order if arch.nodes[n].rule.role == "norm"]
+    if not norms:
+        return weights
+    modules = materialise(arch, weights)
+    values: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name in arch.order:
+            node = arch.nodes[name]
+            if node.op == "input":
+                values[name] = fold.x
+                continue
+            values[name] = modules[name](*(values[i] for i in node.inputs))
+            if name in norms:
+                x = values[node.inputs[0]].double()
+                over = [0, *range(2, x.dim())]
+                mean, var = x.mean(over), x.var(over, unbiased=False)
+                old_mean, old_var, gamma, beta = (
+                    weights[f"{name}.{k}"].double() for k in ("running_mean", "running_var", "weight", "bias")
+                )
+                slope = gamma / (old_var + node.attrs.eps).sqrt()
+                fixed = {
+                    "running_mean": mean, "running_var": var, "weight": slope * (var + node.attrs.eps).sqrt(),
+                    "bias": beta + slope * (mean - old_mean),
+                }
+                dtype = weights[f"{name}.weight"].dtype
+                weights |= {f"{name}.{k}": v.to(dtype) for k, v in fixed.items()}
+    return weights

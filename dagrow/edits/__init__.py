@@ -1,0 +1,44 @@
+"""Graph rewrites: one file per edit, each found by name.
+
+`match` finds the sites of an architecture, `rewrite` makes one of them real, as values: a refusal is a value that
+carries its reason. No edit knows what a scorer does, no scorer what an edit does: they meet in the site's form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from dagrow.globs import matches
+from dagrow.graph import Architecture, Refusal, Rewrite
+from dagrow.measure.sites import Site
+from dagrow.registry import Options, Registry
+from dagrow.scores import Proposal
+
+REGISTRY = Registry("edit", __name__, verb="edits")
+
+
+class EditOptions(Options):
+    """`where`: a glob over node names (* within a dotted segment, ** across)."""
+
+    where: str = "**"
+
+    def covers(self, *names: str) -> bool:
+        return any(matches(self.where, name) for name in names)
+
+
+class Edit:
+    """What every edit provides."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[EditOptions]]
+
+    @staticmethod
+    def match(arch: Architecture, options) -> Iterator[Site]:
+        """Every site of `arch` that the options cover."""
+        raise NotImplementedError
+
+    @staticmethod
+    def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
+        """`arch` with the site's edit made, at the size the proposal says; what is newborn is left to the proposal."""
+        raise NotImplementedError

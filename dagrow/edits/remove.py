@@ -1,0 +1,40 @@
+"""remove: a branch that an edit could have added, taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dagrow.edits import REGISTRY, Edit, EditOptions
+from dagrow.edits.wiring import parents, without
+from dagrow.graph import Architecture, Refusal, Rewrite
+from dagrow.measure.sites import Cut, Site
+from dagrow.scores import Proposal
+
+
+@REGISTRY.register("remove")
+class Remove(Edit):
+    """Removes one branch of a sum, with the nodes that only it needed; the other branches make up for what they can."""
+
+    class Options(EditOptions):
+        """`where` is matched against the branch's last node."""
+
+    @staticmethod
+    def match(arch: Architecture, options) -> Iterator[Site]:
+        for total in arch.order:
+            node = arch.nodes[total]
+            if node.rule.role != "sum" or len(node.inputs) < 2:
+                continue
+            for branch in node.inputs:
+                if arch.nodes[branch].rule.role != "affine" or arch.consumers[branch] != (total,) or not options.covers(branch):
+                    continue
+                left = without(arch, total, branch)
+                if isinstance(left, Refusal):
+                    continue
+                survivors = tuple(p for p in parents(arch, branch) if p != branch and p in left.nodes)
+                if survivors:
+                    yield Site("remove", branch, Cut(branch, survivors), (1,), (total, branch))
+
+    @staticmethod
+    def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
+        made = without(arch, *site.detail)
+        return made if isinstance(made, Refusal) else Rewrite(made, (), None)

@@ -1,0 +1,82 @@
+"""widen: more units where units are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pydantic
+
+from dagrow.edits import REGISTRY, Edit, EditOptions
+from dagrow.graph import Architecture, Refusal, Rewrite, resize
+from dagrow.graph.axes import Axis
+from dagrow.measure.features import grouped
+from dagrow.measure.sites import Site, Units
+from dagrow.scores import Proposal
+
+Count = pydantic.conint(strict=True, ge=1, le=4096)
+
+
+@REGISTRY.register("widen")
+class Widen(Edit):
+    """Adds units to an axis: rows where it is written, columns where it is read, and all that is coupled to it."""
+
+    class Options(EditOptions):
+        units: tuple[Count, ...] | Count = pydantic.Field(4, description="units to add at once; a list offers each")
+        max: Count | None = pydantic.Field(None, description="the most units an axis may have")
+
+    @staticmethod
+    def match(arch: Architecture, options) -> Iterator[Site]:
+        for axis in arch.axes.values():
+            form = units_of(arch, axis)
+            if form is None or not options.covers(*form.writers):
+                continue
+            room = (options.max or 2**20) - axis.size
+            units = sorted({min(u, room) for u in numbers(options.units)} - {0})
+            if room > 0:
+                yield Site("widen", axis.id, form, tuple(units), (axis.id, axis.size))
+
+    @staticmethod
+    def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
+        axis, size = site.detail
+        return resize(arch, {axis: (*range(size), *(-1,) * proposal.units)})
+
+
+def numbers(units: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (units,) if isinstance(units, int) else tuple(units)
+
+
+def units_of(arch: Architecture, axis: Axis) -> Units | None:
+    """The axis as a site for new units, where a linear score applies to it: only written and read."""
+    if axis.bilinear or axis.gates or axis.mixes:
+        return None
+    writers = _affine(arch, axis.writes)
+    readers = _affine(arch, axis.reads)
+    if not writers or not readers:
+        return None
+    path = between(arch, writers, readers)
+    # A depthwise convolution both carries the axis and has a row per unit: it follows, it does not write.
+    writers = tuple(w for w in writers if not (w in path and grouped(arch.nodes[w])))
+    path = between(arch, writers, readers)
+    return Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers)
+
+
+def _affine(arch: Architecture, uses) -> tuple[str, ...]:
+    found = {u.node for u in uses}
+    return tuple(n for n in arch.order if n in found and arch.nodes[n].rule.role == "affine")
+
+
+def between(arch: Architecture, writers: tuple[str, ...], readers: tuple[str, ...]) -> tuple[str, ...]:
+    """The nodes that carry new units from the writers to the readers' inputs, in topological order."""
+    ahead, todo = set(), list(writers)
+    while todo:
+        for reader in arch.consumers[todo.pop()]:
+            if reader not in readers and reader not in ahead:
+                ahead.add(reader)
+                todo.append(reader)
+    behind, todo = set(), [arch.nodes[r].inputs[0] for r in readers]
+    while todo:
+        name = todo.pop()
+        if name in ahead and name not in behind:
+            behind.add(name)
+            todo.extend(arch.nodes[name].inputs)
+    return tuple(n for n in arch.order if n in behind)

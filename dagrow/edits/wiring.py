@@ -1,0 +1,99 @@
+"""What edits share: where tensors may be joined, new names, adding to and taking from a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import networkx as nx
+
+from dagrow.errors import GraphError
+from dagrow.graph import Architecture, Node, Refusal
+from dagrow.measure.evidence import affine_nodes, parents
+from dagrow.measure.features import grouped
+
+
+def joins(arch: Architecture) -> Iterator[tuple[str, str, int]]:
+    """(source, target, stride): tensors from which a new branch may lead into a pre-activation.
+
+    Sources are what affine nodes read, and the inputs; a branch may not close a cycle; maps must match up to a stride.
+    """
+    sources = dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))])
+    for target in affine_nodes(arch):
+        if grouped(arch.nodes[target]):
+            continue
+        below = nx.descendants(arch.graph, target)
+        for source in sources:
+            stride = stride_between(arch.shapes[source], arch.shapes[target])
+            if source != target and source not in below and stride is not None:
+                yield source, target, stride
+
+
+def stride_between(source: tuple[int, ...], target: tuple[int, ...]) -> int | None:
+    """The stride at which a 'same' convolution takes one map to the other's size; 1 for vectors; None where none does."""
+    if len(source) != len(target):
+        return None
+    for stride in (1, 2, 4, 8):
+        if all(-(-s // stride) == t for s, t in zip(source[1:], target[1:], strict=True)):
+            return stride
+    return None
+
+
+def fresh_name(arch: Architecture, stem: str) -> str:
+    """`stem` with the first number that no node's name begins with."""
+    number = 1
+    while any(n == f"{stem}{number}" or n.startswith(f"{stem}{number}.") for n in arch.nodes):
+        number += 1
+    return f"{stem}{number}"
+
+
+def affine(shape: tuple[int, ...], source: str, units: int, *, kernel: int = 1, stride: int = 1, bias: bool = True) -> Node:
+    """A linear node for vectors, a 'same' convolution for maps."""
+    if len(shape) == 1:
+        return Node.of("linear", source, width=units, bias=bias)
+    return Node.of(f"conv{len(shape) - 1}d", source, channels=units, kernel=kernel, stride=stride, bias=bias)
+
+
+def add_to(arch: Architecture, target: str, branch: dict[str, Node], end: str) -> Architecture:
+    """`arch` with the branch's last node `end` added to `target`: through the sum that already reads it alone, or a new one."""
+    readers = arch.consumers[target]
+    changed: dict[str, Node | None] = dict(branch)
+    if len(readers) == 1 and target not in arch.outputs and arch.nodes[readers[0]].op == "add":
+        total = arch.nodes[readers[0]]
+        changed[readers[0]] = Node(total.op, (*total.inputs, end), total.attrs)
+        return arch.replace(changed)
+    name = fresh_name(arch, f"{target.replace('.', '_')}_sum")
+    for reader in set(readers):
+        node = arch.nodes[reader]
+        changed[reader] = Node(node.op, tuple(name if i == target else i for i in node.inputs), node.attrs)
+    changed[name] = Node.of("add", target, end)
+    return arch.replace(changed, tuple(name if o == target else o for o in arch.outputs))
+
+
+def without(arch: Architecture, total: str, branch: str) -> Architecture | Refusal:
+    """`arch` less the input `branch` of the sum `total`, and less whatever only that branch needed."""
+    node = arch.nodes[total]
+    left = tuple(i for i in node.inputs if i != branch)
+    if not left or node.inputs.count(branch) != 1:
+        return Refusal("nothing would be left of the sum", (total,))
+    nodes = {n: v for n, v in arch.nodes.items() if n != total}
+    outputs = arch.outputs
+    if len(left) > 1:
+        nodes = {n: (Node(v.op, left, v.attrs) if n == total else v) for n, v in arch.nodes.items()}
+    else:
+        nodes = {n: Node(v.op, tuple(left[0] if i == total else i for i in v.inputs), v.attrs) for n, v in nodes.items()}
+        outputs = tuple(left[0] if o == total else o for o in outputs)
+    alive, todo = set(), list(outputs)
+    while todo:
+        name = todo.pop()
+        if name not in alive:
+            alive.add(name)
+            todo.extend(nodes[name].inputs)
+    if any(i not in alive for i in arch.inputs):
+        return Refusal("the network would no longer read its input", (branch,))
+    try:
+        return Architecture({n: v for n, v in nodes.items() if n in alive}, outputs)
+    except GraphError as error:
+        return Refusal(error.message, (branch,))
+
+
+__all__ = ["add_to", "affine", "fresh_name", "joins", "parents", "stride_between", "without"]

@@ -1,0 +1,7 @@
+"""What the network says about itself on a fold of rows: activations, gradients, curvature, and the bottleneck."""
+
+from dagrow.measure.evidence import Evidence, Pass, measure
+from dagrow.measure.features import features, flat, propagate
+from dagrow.measure.sites import Cut, Drop, Link, Site, Units
+
+__all__ = ["Cut", "Drop", "Evidence", "Link", "Pass", "Site", "Units", "features", "flat", "measure", "propagate"]

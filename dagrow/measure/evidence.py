@@ -1,0 +1,186 @@
+"""Evidence: one forward and two backwards per fold, from which every site is scored.
+
+Per sample, v = -dl_i/dz at each pre-activation z (sum reduction, nats), and a probe gradient whose second moment is
+the Gauss-Newton curvature. The bottleneck is v less what the target's own parents could do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dagrow import losses
+from dagrow.data import Fold
+from dagrow.graph import Architecture
+from dagrow.graph.node import Module, infer
+from dagrow.measure.features import features, flat
+from dagrow.rng import stream
+
+RIDGE = 1e-6
+
+
+def materialise(arch: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Module]:
+    """The nodes' modules in eval mode, holding `weights` (not copied, no gradients)."""
+    _, modules = infer(arch.nodes, arch.order)
+    for name, module in modules.items():
+        if isinstance(module, torch.nn.Module):
+            for local, _ in list(module.named_parameters()):
+                module._parameters[local] = torch.nn.Parameter(weights[f"{name}.{local}"], requires_grad=False)
+            for local, _ in list(module.named_buffers()):
+                module._buffers[local] = weights[f"{name}.{local}"]
+    return modules
+
+
+def affine_nodes(arch: Architecture) -> tuple[str, ...]:
+    return tuple(n for n in arch.order if arch.nodes[n].rule.role == "affine")
+
+
+def parents(arch: Architecture, target: str) -> tuple[str, ...]:
+    """The affine nodes whose outputs are added to `target` with nothing between: together they are its linear parents."""
+    ends, seen = [target], {target}
+    while ends:  # forward through sums
+        for reader in arch.consumers[ends.pop()]:
+            if arch.nodes[reader].rule.role == "sum" and reader not in seen:
+                seen.add(reader)
+                ends.append(reader)
+    found, todo = {target}, list(seen - {target})
+    while todo:  # and back to every affine node that feeds those sums
+        for i in arch.nodes[todo.pop()].inputs:
+            role = arch.nodes[i].rule.role
+            if role == "affine":
+                found.add(i)
+            elif role == "sum" and i not in seen:
+                seen.add(i)
+                todo.append(i)
+    return tuple(n for n in arch.order if n in found)
+
+
+@dataclass
+class Pass:
+    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node."""
+
+    arch: Architecture
+    weights: Mapping[str, Tensor]
+    values: dict[str, Tensor]
+    v: dict[str, Tensor]
+    probe: dict[str, Tensor]
+    nats: float
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self.values.values())).shape[0]
+
+    def head(self, rows: int) -> Pass:
+        """The first `rows` rows (they were drawn at random), as a pass of its own; cached."""
+        if rows >= self.rows:
+            return self
+        if ("head", rows) not in self.memo:
+            cut = [{n: t[:rows] for n, t in group.items()} for group in (self.values, self.v, self.probe)]
+            self.memo["head", rows] = Pass(self.arch, self.weights, *cut, self.nats)
+        return self.memo["head", rows]
+
+    def parent_basis(self, target: str) -> Tensor:
+        """Orthonormal columns spanning the parents' features and a constant: [rows * positions, rank], fp64."""
+        group = parents(self.arch, target)
+        if ("basis", group) not in self.memo:
+            parts = [features(self.arch.nodes[p], self.values[self.arch.nodes[p].inputs[0]]) for p in group]
+            x = torch.cat([p.flatten(0, 1).double() for p in parts if p.shape[1] == parts[0].shape[1]], 1)
+            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+            gram = x.T @ x
+            values, vectors = torch.linalg.eigh(gram)
+            keep = values > RIDGE * values[-1].clamp(min=1e-300)
+            self.memo["basis", group] = (x @ vectors[:, keep]) / values[keep].sqrt()
+        return self.memo["basis", group]
+
+    def bottleneck(self, target: str) -> Tensor:
+        """v less its projection on the parents' features: [rows, positions, units], fp64 (MATH: v-perp)."""
+        if ("perp", target) not in self.memo:
+            v = flat(self.v[target]).double()
+            q = self.parent_basis(target)
+            matrix = v.flatten(0, 1)
+            self.memo["perp", target] = (matrix - q @ (q.T @ matrix)).view(v.shape)
+        return self.memo["perp", target]
+
+    def curvature(self, target: str) -> Tensor:
+        """E = mean over rows of the probe gradients' outer products, summed over positions: [units, units], fp64."""
+        if ("curvature", target) not in self.memo:
+            p = flat(self.probe[target]).double().flatten(0, 1)
+            self.memo["curvature", target] = p.T @ p / self.rows
+        return self.memo["curvature", target]
+
+
+@dataclass
+class Evidence:
+    """`train`: rows the proposals are fitted on; `held`: rows never trained on, which decide what is signal."""
+
+    arch: Architecture
+    weights: dict[str, Tensor]
+    train: Pass
+    held: Pass
+    memo: dict = field(default_factory=dict)
+
+
+def observe(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: losses.Loss, generator: torch.Generator, beta: float = 1.0) -> Pass:
+    """One forward and two backwards over `fold`, in eval mode."""
+    modules = materialise(arch, weights)
+    values: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        for name in arch.order:
+            node = arch.nodes[name]
+            if node.op == "input":
+                values[name] = fold.x
+                continue
+            made = modules[name](*(values[i] for i in node.inputs))
+            if node.rule.role == "affine":
+                if not made.requires_grad:
+                    made = made.detach().requires_grad_()
+                found[name] = made
+            values[name] = made
+        out = values[arch.outputs[0]]
+        cotangent = loss.cotangent(out.detach(), fold.y, beta=beta)
+        probe = loss.probe(out.detach(), fold.y, generator, beta=beta)
+        zs = list(found.values())
+        first = torch.autograd.grad(out, zs, cotangent, retain_graph=True, allow_unused=True)
+        second = torch.autograd.grad(out, zs, probe, allow_unused=True)
+    zero = {n: torch.zeros_like(z) for n, z in found.items()}
+    return Pass(
+        arch, weights,
+        {n: t.detach() for n, t in values.items()},
+        {n: zero[n] if g is None else g for n, g in zip(found, first, strict=True)},
+        {n: zero[n] if g is None else g for n, g in zip(found, second, strict=True)},
+        float(loss.nats(out.detach(), fold.y)),
+    )
+
+
+def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
+    """At most `rows` rows, drawn by our stream."""
+    if len(fold.x) <= rows:
+        return fold
+    chosen = torch.randperm(len(fold.x), generator=stream(seed, *path))[:rows]
+    return Fold(fold.x[chosen], fold.y[chosen])
+
+
+def measure(
+    arch: Architecture, weights: Mapping[str, Tensor], train: Fold, held: Fold, loss: losses.Loss, *, rows: int, seed: int, path: tuple[int | str, ...]
+) -> Evidence:
+    """Evidence from at most `rows` training rows and all held-out rows (at most `rows` again)."""
+    weights = dict(weights)
+    train = subsample(train, rows, seed, *path, "rows")
+    held = subsample(held, max(rows, 1), seed, *path, "held")
+    modules = materialise(arch, weights)
+    with torch.no_grad():
+        values = {i: held.x for i in arch.inputs}
+        for name in arch.order:
+            if name not in values:
+                values[name] = modules[name](*(values[i] for i in arch.nodes[name].inputs))
+        beta = loss.calibrate(values[arch.outputs[0]], held.y)
+    return Evidence(
+        arch, weights,
+        observe(arch, weights, train, loss, stream(seed, *path, "probe")),
+        observe(arch, weights, held, loss, stream(seed, *path, "probe-held"), beta),
+    )

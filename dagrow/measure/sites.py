@@ -1,0 +1,154 @@
+"""Where an edit would act, in terms a scorer understands. Edits and scorers meet only here.
+
+Every form names nodes of `frame`, an architecture in which they exist with at least one unit: the present one for
+edits of what is there, the rewritten one for edits that add nodes. A *target* is a pre-activation of the present
+architecture, the output of an affine node, whose gradient says what is missing there.
+
+`effect` is the change a proposal makes at each target, to first order: target -> [rows, positions, units], fp64.
+It is all that the valuer needs to know of a form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from dagrow.graph import Architecture
+from dagrow.graph.node import build as build_node
+from dagrow.measure.features import Unsupported, call, features, flat, propagate, with_units
+
+if TYPE_CHECKING:
+    from dagrow.measure.evidence import Pass
+    from dagrow.scores import Proposal
+
+
+def _values(proposal: Proposal) -> dict[tuple[str, int], Tensor]:
+    return {(b.param, b.axis): b.values.double() for b in proposal.blocks}
+
+
+@dataclass(frozen=True)
+class Units:
+    """New units: rows of the `writers`, through the nodes of `path`, into columns of the `readers`.
+
+    `sources[w]` feeds `writers[w]`; the columns of `readers[r]` add to the target `targets[r]`.
+    """
+
+    grows: ClassVar[bool] = True
+    frame: Architecture = field(repr=False, compare=False)
+    writers: tuple[str, ...]
+    sources: tuple[str, ...]
+    path: tuple[str, ...]
+    readers: tuple[str, ...]
+    targets: tuple[str, ...]
+
+    @property
+    def outgoing(self) -> frozenset[tuple[str, int]]:
+        """The blocks of a proposal that the amplitude multiplies: the fan-out."""
+        return frozenset((f"{r}.weight", 1) for r in self.readers)
+
+    def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
+        values, born = _values(proposal), {}
+        for w, source in zip(self.writers, self.sources, strict=True):
+            x, rows = seen.values[source].double(), values[f"{w}.weight", 0]
+            module = with_units(self.frame.nodes[w], x.shape[1:], len(rows))
+            born[w] = call(module, x, rows, values.get((f"{w}.bias", 0)))
+        change: dict[str, Tensor] = {}
+        arrived = propagate(self.frame, self, born)
+        for r, target in zip(self.readers, self.targets, strict=True):
+            with torch.device("meta"):
+                module = build_node(self.frame.nodes[r], [tuple(arrived[r].shape[1:])], r)
+            made = flat(call(module, arrived[r], values[f"{r}.weight", 1], None))
+            change[target] = change[target] + made if target in change else made
+        return change
+
+
+@dataclass(frozen=True)
+class Link:
+    """A direct connection: the affine `node` maps `source` into the target."""
+
+    grows: ClassVar[bool] = True
+    frame: Architecture = field(repr=False, compare=False)
+    node: str
+    source: str
+    target: str
+
+    @property
+    def outgoing(self) -> frozenset[tuple[str, int]]:
+        return frozenset({(f"{self.node}.weight", 0)})
+
+    def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
+        x = features(self.frame.nodes[self.node], seen.values[self.source].double())
+        return {self.target: x @ _values(proposal)[f"{self.node}.weight", 0].flatten(1).T}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Units of `axis` to remove. `columns[r]` says for each input channel of `readers[r]` which unit it carries, or -1."""
+
+    grows: ClassVar[bool] = False
+    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
+    axis: str
+    size: int
+    readers: tuple[str, ...]
+    columns: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def carried(self, seen: Pass, place: int) -> Tensor:
+        """The unit each column of the design matrix of `readers[place]` carries (channels times kernel), or -1."""
+        weight = seen.weights[f"{self.readers[place]}.weight"]
+        return torch.tensor(self.columns[place]).repeat_interleave(weight[0, 0].numel())
+
+    def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
+        stays = torch.tensor([*proposal.keep, -1])
+        change = {}
+        for place, r in enumerate(self.readers):
+            x = features(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]].double())
+            weight = seen.weights[f"{r}.weight"].double()
+            after = (weight + proposal.shift.get(f"{r}.weight", torch.zeros(()))).flatten(1) * torch.isin(self.carried(seen, place), stays)
+            moved = x @ (after - weight.flatten(1)).T
+            change[r] = moved + proposal.shift.get(f"{r}.bias", torch.zeros(()))
+        return change
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A branch to remove: what `node` adds to the sum that `survivors` (affine nodes) feed too."""
+
+    grows: ClassVar[bool] = False
+    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
+    node: str
+    survivors: tuple[str, ...]
+
+    def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
+        lost = -flat(seen.values[self.node].double())
+        for s in self.survivors:
+            if f"{s}.weight" in proposal.shift:
+                x = features(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]].double())
+                lost = lost + x @ proposal.shift[f"{s}.weight"].double().flatten(1).T + proposal.shift.get(f"{s}.bias", torch.zeros(()))
+        return {self.node: lost}
+
+
+Form = Units | Link | Drop | Cut
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where `edit` may act. `where` names it for people; (edit, where) is unique within an architecture.
+
+    `units`: the numbers of units worth offering, ascending. `detail`: what the edit needs to rewrite.
+    """
+
+    edit: str
+    where: str
+    form: Form
+    units: tuple[int, ...] = (1,)
+    detail: tuple = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.edit} {self.where}"
+
+
+__all__ = ["Cut", "Drop", "Form", "Link", "Site", "Units", "Unsupported"]

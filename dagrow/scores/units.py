@@ -1,0 +1,155 @@
+"""What scorers of new units share: the sources' design matrix, the readers' view of new units, the refitted fan-out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dagrow.graph.node import build as build_node
+from dagrow.measure import Pass, Units, features, flat, propagate
+from dagrow.measure.features import Unsupported, call, grouped
+from dagrow.scores import Block
+
+# A design matrix may have this many values: 160 MB in fp64.
+MOST_VALUES = 2e7
+
+
+def power(matrix: Tensor, exponent: float, ridge: float) -> Tensor:
+    """(matrix + ridge * its largest eigenvalue) ** exponent, symmetric; zero where the matrix is zero."""
+    values, vectors = torch.linalg.eigh(matrix)
+    top = values[-1].clamp(min=0)
+    if not torch.isfinite(top) or top <= 0:
+        return torch.zeros_like(matrix)
+    return (vectors * (values.clamp(min=0) + ridge * top) ** exponent) @ vectors.T
+
+
+@dataclass
+class Sources:
+    """The stacked sources of new units: `x` [rows, positions, fan-in (+ 1)], columns of writer w at `spans[w]`."""
+
+    x: Tensor
+    spans: dict[str, slice]
+    space: tuple[int, ...]
+    constant: bool
+
+    def born(self, form: Units, alpha: Tensor) -> dict[str, Tensor]:
+        """Pre-activations of units with fan-in rows `alpha` [units, fan-in (+ 1)]: writer -> [rows, units, *positions]."""
+        found = {}
+        for w in form.writers:
+            z = self.x[..., self.spans[w]] @ alpha[:, self.spans[w]].T
+            if self.constant and w == form.writers[0]:
+                z = z + alpha[:, -1]
+            found[w] = z.transpose(1, 2).unflatten(2, self.space) if self.space else z.squeeze(1)
+        return found
+
+    def blocks(self, form: Units, alpha: Tensor, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
+        """Fan-in rows as newborn entries of the writers' weights and biases."""
+        made = []
+        for w in form.writers:
+            weight = shapes[f"{w}.weight"]
+            made.append(Block(f"{w}.weight", 0, alpha[:, self.spans[w]].reshape(len(alpha), *weight[1:]).to(dtype)))
+            if f"{w}.bias" in shapes:
+                bias = alpha[:, -1] if self.constant and w == form.writers[0] else torch.zeros(len(alpha))
+                made.append(Block(f"{w}.bias", 0, bias.to(dtype)))
+        return made
+
+
+def sources_of(seen: Pass, form: Units) -> Sources:
+    """Raises Unsupported for grouped writers and for writers that work at different positions."""
+    parts, spans, start = [], {}, 0
+    for w, source in zip(form.writers, form.sources, strict=True):
+        node = form.frame.nodes[w]
+        if grouped(node):
+            raise Unsupported(f"{w} reads its input in groups")
+        part = features(node, seen.values[source].double())
+        if parts and part.shape[1] != parts[0].shape[1]:
+            raise Unsupported("its writers work at different positions")
+        spans[w] = slice(start, start + part.shape[2])
+        start += part.shape[2]
+        parts.append(part)
+    first = form.frame.nodes[form.writers[0]]
+    constant = bool(getattr(first.attrs, "bias", False))
+    if constant:
+        parts.append(torch.ones(*parts[0].shape[:2], 1, dtype=torch.float64))
+    space = tuple(form.frame.shapes[form.writers[0]][1:])
+    return Sources(torch.cat(parts, 2), spans, space, constant)
+
+
+def head(seen: Pass, form: Units, values: float = MOST_VALUES) -> Pass:
+    """The first rows of the pass, as many as keep the design matrix of `form` below `values` values."""
+    fan_in = sum(math.prod(form.frame.params[f"{w}.weight"][1:]) for w in form.writers) + 1
+    space = math.prod(form.frame.shapes[form.writers[0]][1:])
+    rows = max(16, int(values // (space * fan_in)))
+    return seen.head(rows)
+
+
+def reader_view(form: Units, born: dict[str, Tensor], follows: dict[str, Tensor] | None = None, *, fit: bool = False) -> dict[str, Tensor]:
+    """What each reader sees of the new units: reader -> design matrix [rows, positions, units * kernel]."""
+    arrived = propagate(form.frame, form, born, follows=follows, fit=fit)
+    view = {}
+    for r, x in arrived.items():
+        if grouped(form.frame.nodes[r]):
+            raise Unsupported(f"{r} reads its input in groups")
+        view[r] = features(form.frame.nodes[r], x)
+    return view
+
+
+def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tensor]:
+    """N = E[h v-perp] per reader: [fan-in (+ 1), target units, kernel], summed over positions.
+
+    The sources stand in for the new units themselves, carried along the path without its activations, and the
+    reader's own weight gradient gives the moments: one product for any kernel, stride, pooling or flatten between.
+    """
+    size = sources.x.shape[2]
+    moments = {}
+    arrived = propagate(form.frame, form, sources.born(form, torch.eye(size, dtype=torch.float64)), linear=True)
+    for r, target in zip(form.readers, form.targets, strict=True):
+        x = arrived[r]
+        node = form.frame.nodes[r]
+        with torch.device("meta"):
+            module = build_node(node, [tuple(x.shape[1:])], r)
+        v = seen.bottleneck(target)
+        weight = torch.zeros(module.weight.shape, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, _shaped(v, form, r))
+        moments[r] = grad.flatten(1).unflatten(1, (size, -1)).permute(1, 0, 2) / seen.rows
+    return moments
+
+
+def _shaped(v: Tensor, form: Units, reader: str) -> Tensor:
+    """[rows, positions, units] -> the layout of the reader's output."""
+    space = tuple(form.frame.shapes[reader][1:])
+    return v.transpose(1, 2).unflatten(2, space) if space else v.squeeze(1)
+
+
+def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fan-out fitted to the real activations: reader -> [target units, units * kernel].
+
+    Omega = E^-1 E[v-perp R] (E[R R] + ridge)^-1, the Newton step in the new columns with block-diagonal curvature.
+    """
+    fitted = {}
+    for r, target in zip(form.readers, form.targets, strict=True):
+        h = view[r].flatten(0, 1)
+        v = seen.bottleneck(target).flatten(0, 1)
+        positions = view[r].shape[1]
+        gram = h.T @ h / (seen.rows * positions)
+        cross = h.T @ v / seen.rows
+        ridge = 1e-4 * gram.diagonal().mean().clamp(min=1e-30)
+        solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), cross)
+        fitted[r] = (solved @ power(seen.curvature(target), -1.0, 1e-2)).T
+    return fitted
+
+
+def column_blocks(form: Units, omega: dict[str, Tensor], dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
+    """Fan-out as newborn columns of the readers' weights."""
+    made = []
+    for r in form.readers:
+        weight = shapes[f"{r}.weight"]
+        made.append(Block(f"{r}.weight", 1, omega[r].reshape(weight[0], -1, *weight[2:]).to(dtype)))
+    return made
+
+
+__all__ = ["Sources", "Unsupported", "column_blocks", "flat", "head", "linear_moments", "power", "reader_view", "refit", "sources_of"]
