@@ -60,7 +60,10 @@ def digest_of(*parts: Any) -> str:
 def create(path: Path, meta: Mapping[str, str]) -> None:
     """A journal without events, whole or not at all. Raises OSError, sqlite3.Error."""
     aside = path.with_name(path.name + durable.TEMPORARY)
+    beside = aside.with_name(aside.name + "-journal")
     try:
+        for left in (aside, beside):  # by a creation killed on its way
+            durable.remove(left)
         durable.FAULT(f"create {aside.name}")
         with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous=FULL")
@@ -78,7 +81,7 @@ def create(path: Path, meta: Mapping[str, str]) -> None:
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-            aside.with_name(aside.name + "-journal").unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         raise
 
 
@@ -145,7 +148,7 @@ class Writer:
         now = self.contents
         seq = len(now.rows)
         head = digest_of(now.head, seq, *row)
-        with _Transaction(self.connection):
+        with _Transaction(self.connection, "event"):
             durable.FAULT("insert event")
             self.connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", (seq, *row, head))
             self._mark((sha256, size, True) for sha256, size in blobs.items())
@@ -161,7 +164,7 @@ class Writer:
         """One transaction: these blobs are no longer kept. Their files may be deleted after it."""
         now = self.contents
         gone = {sha256: (now.blobs[sha256][0], False) for sha256 in dropped}
-        with _Transaction(self.connection):
+        with _Transaction(self.connection, "drop"):
             durable.FAULT("drop blobs")
             self._mark((sha256, size, kept) for sha256, (size, kept) in gone.items())
         self.contents = Contents(now.meta, now.rows, now.blobs | gone, now.head)
@@ -175,19 +178,19 @@ class Writer:
 
 
 class _Transaction:
-    def __init__(self, connection: sqlite3.Connection):
-        self.connection = connection
+    def __init__(self, connection: sqlite3.Connection, what: str):
+        self.connection, self.what = connection, what
 
     def __enter__(self) -> None:
-        durable.FAULT("begin")
+        durable.FAULT(f"begin {self.what}")
         self.connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         try:
             if kind is None:
-                durable.FAULT("commit")
+                durable.FAULT(f"commit {self.what}")
                 self.connection.execute("COMMIT")
-                durable.FAULT("committed")
+                durable.FAULT(f"committed {self.what}")
         finally:
             if self.connection.in_transaction:
                 # If even this fails, the rollback file stays and the next writer to open the run undoes it.
