@@ -142,23 +142,10 @@ class Run:
         packed = {group: blobs_.pack(named) for group, named in (tensors or {}).items()}
         names = {group: blobs_.digest(content) for group, content in packed.items()}
         row = (texts[0], texts[1], journal.canonical(names), texts[2])
-        written: list[Path] = []
         with _reasons(self.folder, "commit"):
-            try:
-                for group, content in packed.items():
-                    path = self._path(names[group])
-                    if not _holds(path, content):
-                        written.append(path)
-                        durable.write(path, content)
-                if packed:
-                    durable.sync_folder(self.folder / folders.BLOBS)
-                writer.append(row, {names[group]: len(content) for group, content in packed.items()})
-            except Exception:
-                for path in written:
-                    if not writer.contents.blobs.get(path.name.partition(".")[0], (0, False))[1]:
-                        with suppress(OSError):
-                            path.unlink(missing_ok=True)
-                raise
+            self._write({names[group]: content for group, content in packed.items()})
+            # From here on nothing is taken back: whoever is interrupted cannot know whether the row is there.
+            writer.append(row, {names[group]: len(content) for group, content in packed.items()})
         self._contents = writer.contents
         self._events.append(_event(len(self._events), row))
         return self._events[-1]
@@ -230,6 +217,24 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _write(self, contents: Mapping[str, bytes]) -> None:
+        """Blobs by sha256, all durable when this returns; if one fails, those that were not there before are gone."""
+        written: list[Path] = []
+        try:
+            for sha256, content in contents.items():
+                path = self._path(sha256)
+                if not _holds(path, content):
+                    if not self._contents.blobs.get(sha256, (0, False))[1]:
+                        written.append(path)
+                    durable.write(path, content)
+            if contents:
+                durable.sync_folder(self.folder / folders.BLOBS)
+        except BaseException:
+            for path in written:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise
 
     def _path(self, sha256: str) -> Path:
         return self.folder / folders.BLOBS / (sha256 + blobs_.SUFFIX)

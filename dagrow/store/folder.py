@@ -30,8 +30,8 @@ class Lock:
 
     def __init__(self, folder: Path):
         """Raises RunError at once if another process (or this one) is writing; OSError."""
-        self.path = folder / LOCK
-        self.handle: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.handle: int | None = None
+        self.handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,6 +53,10 @@ class Lock:
 
     def release(self) -> None:
         self._held.discard(self)
+        self._close()
+
+    def __del__(self) -> None:
+        # A run that was dropped without being closed (in a notebook, say) must not lock its folder for good.
         self._close()
 
     def _close(self) -> None:
@@ -111,7 +115,8 @@ def set_aside(folder: Path) -> None:
 def being_replaced(folder: Path) -> bool:
     """Whether a replacement was killed after it moved the old run aside, before the new one was complete."""
     aside = folder / REPLACED
-    return (aside / journal.NAME).is_file() and _is_ours(aside) and not os.path.lexists(folder / journal.NAME)
+    moved = (aside / journal.NAME).is_file() and not os.path.lexists(folder / journal.NAME)
+    return moved and _is_ours(aside) and _lock_is_ours(folder)
 
 
 def settle(folder: Path) -> None:
