@@ -20,8 +20,8 @@ BANNED_CALLS = {
 # The script that loads an export in a process of its own may load what we have just written.
 CLEAN_PROCESS = {"torch.jit.load", "torch.export.load"}
 ORDER = (
-    "errors globs rng registry spec ops graph compiler losses encoding data train measure scores edits check propose select store growth"
-    " report export api cli __main__"
+    "errors globs rng registry spec ops graph compiler losses encoding data train measure scores edits applying check select propose trials store"
+    " growth planning report export api cli __main__"
 ).split()
 
 
