@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -35,7 +36,8 @@ class Architecture:
         if outputs is None:
             ends = [n for n in self.nodes if n not in used]
             if len(ends) != 1:
-                raise GraphError(f"the network has {len(ends)} ends ({', '.join(ends)}); exactly one is the output", fix="say which: output: NAME")
+                listed = ", ".join(ends)
+                raise GraphError(f"the network has {len(ends)} ends ({listed}); exactly one is the output", fix="say which: output: NAME")
             outputs = ends
         self.outputs: tuple[str, ...] = (outputs,) if isinstance(outputs, str) else tuple(outputs)
         for name in self.outputs:
@@ -155,14 +157,18 @@ class Architecture:
             name: {"op": node.op, "in": list(node.inputs), **node.attrs.model_dump(mode="json", exclude_defaults=True)}
             for name, node in self.nodes.items()
         }
+        for name, node in self.nodes.items():
+            if node.tied:
+                rows[name]["tied"] = dict(node.tied)
         return {"nodes": rows, "outputs": list(self.outputs)}
 
     @staticmethod
     def from_dict(data: Mapping) -> Architecture:
         nodes = {}
         for name, row in data["nodes"].items():
-            attrs = {k: v for k, v in row.items() if k not in ("op", "in")}
-            nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs))
+            attrs = {k: v for k, v in row.items() if k not in ("op", "in", "tied")}
+            tied = tuple(row.get("tied", {}).items())
+            nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs), tied)
         return Architecture(nodes, data["outputs"])
 
     @cached_property
@@ -173,7 +179,11 @@ class Architecture:
     @cached_property
     def form(self) -> str:
         """The same for networks that differ in names only (Weisfeiler-Lehman); `same_form` settles collisions."""
-        return nx.weisfeiler_lehman_graph_hash(_labelled(self), node_attr="label", edge_attr="label", iterations=max(3, len(self.nodes) // 2))
+        rounds = max(3, len(self.nodes) // 2)
+        with warnings.catch_warnings():
+            # networkx says on every call that 3.5 hashes otherwise than 3.4 did; forms are compared within a process.
+            warnings.filterwarnings("ignore", "The hashes produced for", UserWarning)
+            return nx.weisfeiler_lehman_graph_hash(_labelled(self), node_attr="label", edge_attr="label", iterations=rounds)
 
     def same_form(self, other: Architecture) -> bool:
         """Whether the two differ in names only."""

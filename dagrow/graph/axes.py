@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dagrow.graph import rules
+from dagrow.graph import moves
 from dagrow.graph.labels import Label
 from dagrow.graph.node import Node
 from dagrow.graph.trace import Mark, Trace
 
 Shape = tuple[int, ...]
+# Importing `moves` has added its rules.
+FIND = moves.find
 _CACHE: OrderedDict[str, Derived] = OrderedDict()
 _CACHE_SIZE = 512
 _LOCK = threading.Lock()
@@ -118,7 +120,7 @@ def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs
         if known is not None:
             _CACHE.move_to_end(digest)
             return known
-    made = _read(Trace(rules.find).network(nodes, order, outputs), nodes, tuple(order))
+    made = _read(Trace(FIND).network(nodes, order, outputs), nodes, tuple(order))
     with _LOCK:
         _CACHE[digest] = made
         while len(_CACHE) > _CACHE_SIZE:

@@ -190,8 +190,12 @@ def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refus
             nodes[name] = type(node)(node.op, node.inputs, attrs, node.tied)
     try:
         made = arch.replace(nodes)
-        if made.params != {n: params[n] for n in derived.params} or made.shapes != shapes:
-            return Refusal("the resized network has other shapes than its axes say")
+        wrong = [n for n in arch.nodes if made.shapes[n] != shapes[n]]
+        found = {**made.params, **made.buffers}
+        wrong += [n for n, local in derived.locals.items() if any(params[p] != found.get(p) for p in local.values())]
+        if wrong:
+            reason = f"the axes change their structure: {wrong[0]!r} would have another shape than they say"
+            return Refusal(reason, tuple(dict.fromkeys(wrong)))
     except GraphError as error:
         return Refusal(error.message, (error.node,) if error.node else ())
     return made

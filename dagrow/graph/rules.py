@@ -1,4 +1,4 @@
-"""What each aten op does to labels: moves, pointwise, equations, and a few functions of their own.
+"""What each aten op does to labels: pointwise, equations, and a few functions of their own (moves have their own file).
 
 A rule takes (trace, shapes of the outputs, op, the op's own arguments with `Labelled` for tensors) and returns the
 labels of each output. An op without a rule freezes what it touches (`Trace`), so a missing rule is never wrong.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from dagrow.graph.labels import Label
@@ -22,10 +21,6 @@ LINEAR = {"add", "sub", "rsub", "neg", "clone", "alias", "detach", "_to_copy", "
 CONTRACTIONS = {
     "mm": "ij,jk->ik", "addmm": "*,ij,jk->ik", "bmm": "bij,bjk->bik", "baddbmm": "*,bij,bjk->bik",
     "mv": "ij,j->i", "addmv": "*,ij,j->i", "dot": "i,i->",
-}
-MOVES = {
-    "select", "slice", "split", "split_with_sizes", "unbind", "stack", "flip", "roll", "narrow", "index_select",
-    "pixel_shuffle", "pixel_unshuffle", "unfold", "diagonal", "channel_shuffle", "repeat", "constant_pad_nd", "alias_copy",
 }
 
 
@@ -201,87 +196,3 @@ def reduce(trace: Trace, outs, func, x, *args, **kwargs):
     if len(outs[0]) == len(x.shape):
         return [tuple(None if k in dims else label for k, label in enumerate(x.labels))]
     return [tuple(label for k, label in enumerate(x.labels) if k not in dims)]
-
-
-# Moves
-
-
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten")
-def view(trace: Trace, outs, func, x, *args, **kwargs):
-    """Row-major: runs of axes with equal products match. A live axis of size one goes where it most likely belongs;
-    a wrong guess shows as another structure once it is wider, and is refused there."""
-    source, target = x.shape, outs[0]
-    found: list[Label] = []
-    i = j = 0
-    while j < len(target):
-        one = i < len(source) and source[i] == 1
-        if target[j] == 1 and not one:
-            found.append(None)
-            j += 1
-            continue
-        if one and target[j] != 1 and x.labels[i] is None:
-            i += 1
-            continue
-        start, first = i, j
-        have = want = 1
-        if i < len(source):
-            have, i = source[i], i + 1
-        want, j = target[j], j + 1
-        while have != want and (have < want and i < len(source) or want < have and j < len(target)):
-            if have < want:
-                have, i = have * source[i], i + 1
-            else:
-                want, j = want * target[j], j + 1
-        if j == len(target):
-            i = len(source)
-        merged = x.labels[start] if i == start + 1 else trace.cells.merge(x.labels[start:i], source[start:i])
-        found += [merged] if j == first + 1 else trace.cells.split(merged, target[first:j])
-    return [tuple(found)]
-
-
-@rule("t", "transpose", "permute", "movedim", "swapaxes", "numpy_T")
-def permute(trace: Trace, outs, func, x, *args, **kwargs):
-    dims = len(x.shape)
-    if base(func) == "permute":
-        order = [d % dims for d in args[0]]
-    else:
-        order = list(range(dims))
-        a, b = (args if args else (0, dims - 1))
-        order[a], order[b] = order[b], order[a]
-    return [tuple(x.labels[d] for d in order)]
-
-
-@rule("unsqueeze")
-def unsqueeze(trace: Trace, outs, func, x, dim):
-    labels = list(x.labels)
-    labels.insert(dim % len(outs[0]), None)
-    return [tuple(labels)]
-
-
-@rule("squeeze")
-def squeeze(trace: Trace, outs, func, x, dims=None):
-    dims = range(len(x.shape)) if dims is None else dims if isinstance(dims, list) else [dims]
-    gone = {d % len(x.shape) for d in dims if x.shape[d] == 1}
-    for d in gone:
-        trace.cells.freeze(x.labels[d])
-    return [tuple(label for k, label in enumerate(x.labels) if k not in gone)]
-
-
-@rule("expand")
-def expand(trace: Trace, outs, func, x, *args, **kwargs):
-    more = len(outs[0]) - len(x.shape)
-    for k, label in enumerate(x.labels):
-        if outs[0][k + more] != x.shape[k]:
-            trace.cells.freeze(label)
-    return [(*[None] * more, *(v if outs[0][k + more] == x.shape[k] else None for k, v in enumerate(x.labels)))]
-
-
-@rule("cat")
-def cat(trace: Trace, outs, func, tensors, dim=0):
-    shape = outs[0]
-    dim %= len(shape)
-    tensors = [x for x in tensors if len(x.shape) == len(shape)]
-    labels = [None if k == dim else broadcast(trace, tensors, k, n, len(shape)) for k, n in enumerate(shape)]
-    if any(x.labels[dim] is not None for x in tensors):
-        labels[dim] = np.concatenate([np.zeros(x.shape[dim], np.int64) if x.labels[dim] is None else x.labels[dim] for x in tensors])
-    return [tuple(labels)]
