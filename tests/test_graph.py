@@ -30,7 +30,8 @@ def residual() -> Architecture:
     """A stem, a residual block, a depthwise convolution, a concat with a repeat, and a head on the flattened maps."""
     return Architecture({
         "x": of("input", shape=(2, 6, 6)), "stem": of("conv2d", "x", channels=4), "norm": of("batchnorm", "stem"),
-        "act": of("gelu", "norm"), "inner": of("conv2d", "act", channels=3), "tanh": of("tanh", "inner"), "outer": of("conv2d", "tanh", channels=4),
+        "act": of("gelu", "norm"), "inner": of("conv2d", "act", channels=3), "tanh": of("tanh", "inner"),
+        "outer": of("conv2d", "tanh", channels=4),
         "join": of("add", "act", "outer"), "deep": of("conv2d", "join", channels=4, groups=4),
         "both": of("concat", "deep", "x", "inner", "deep"), "pool": of("max_pool", "both"), "flat": of("flatten", "pool"),
         "head": of("linear", "flat", width=3),
@@ -444,6 +445,64 @@ def test_networks_at_random(seed):
     oracles.all_oracles(arch, seed)
     assert not arch.derived.opaque
     assert not any(a.mixes or a.bilinear or a.gates for a in arch.axes.values())
+
+
+def live_units(arch: Architecture) -> dict[str, list[bool]]:
+    """Which rows of each weight are free to go, by following units through these few ops by hand."""
+    up: dict[tuple, tuple] = {}
+
+    def root(unit: tuple) -> tuple:
+        while unit in up:
+            unit = up[unit]
+        return unit
+
+    def unite(a: tuple, b: tuple) -> None:
+        # "" sorts first: what is tied to the fixed is fixed.
+        a, b = sorted((root(a), root(b)))
+        if a != b:
+            up[b] = a
+
+    fixed, units = ("", 0), {}
+    for name in arch.order:
+        node, given = arch.nodes[name], [units[i] for i in arch.nodes[name].inputs]
+        groups = getattr(node.attrs, "groups", 1)
+        if node.op == "input":
+            units[name] = [fixed] * arch.shapes[name][0]
+        elif node.rule.role == "affine" and groups == 1:
+            units[name] = [(name, k) for k in range(arch.shapes[name][0])]
+        elif node.rule.role == "affine":
+            # One unit in every group may as well be read within the groups, which are then fixed: so the trace takes it.
+            units[name] = [fixed] * groups if len(set(given[0])) == 1 else given[0]
+        elif node.op == "add":
+            for other in given[1:]:
+                for a, b in zip(given[0], other, strict=True):
+                    unite(a, b)
+            units[name] = given[0]
+        elif node.op == "concat":
+            units[name] = [u for one in given for u in one]
+        elif node.op == "flatten":
+            positions = arch.shapes[name][0] // len(given[0])
+            units[name] = [u for u in given[0] for _ in range(positions)]
+        else:
+            units[name] = given[0]
+    for unit in units[arch.outputs[0]]:
+        unite(unit, fixed)
+    writers = [n for n in arch.order if arch.nodes[n].rule.role == "affine"]
+    return {n: [root(u) != fixed for u in units[n]] for n in writers}
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_nothing_is_frozen_that_could_move(seed):
+    arch = network_at_random(seed)
+    for name, node in arch.nodes.items():
+        # Groups of several channels have axes of their own, see the op kit.
+        if getattr(node.attrs, "groups", 1) > 1 and not node.attrs.groups == node.attrs.channels == arch.shapes[node.inputs[0]][0]:
+            return
+    for name, live in live_units(arch).items():
+        found = [False] * len(live)
+        for axis in arch.axes:
+            found = [f or u >= 0 for f, u in zip(found, arch.derived.units(axis, f"{name}.weight", 0), strict=True)]
+        assert found == live, name
 
 
 @given(st.integers(0, 2**32 - 1))
