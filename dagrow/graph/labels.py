@@ -265,12 +265,12 @@ class Cells:
             # The births of an atom that became a product: they join the signature of its parts, never the order.
             events = np.unique(event[(root == cell) & (event >= 0)])
             pairs += [np.int64(x) * self.events + events for x in self.atoms(cell)]
-        owner, births = np.divmod(np.unique(np.concatenate(pairs)), max(1, self.events))
+        owner, births = np.divmod(_distinct(np.concatenate(pairs)), max(1, self.events))
         signature = np.zeros(self._used, np.uint64)
         np.add.at(signature, owner, _mix(births))
         first = np.full(self._used, np.iinfo(np.int64).max)
         np.minimum.at(first, r, e * 2**32 + place[born])
-        units = np.unique(r)
+        units = _distinct(r)
         units = units[np.argsort(first[units], kind="stable")]
         _, start, group = np.unique(signature[units], return_index=True, return_inverse=True)
         rank = np.empty(len(start), np.int64)
@@ -283,6 +283,12 @@ class Cells:
             ordinal[members] = np.arange(len(members))
             sizes.append(len(members))
         return axis, ordinal, sizes
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Sorted, each once; np.unique is ten times slower on millions of integers."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _mix(events: np.ndarray) -> np.ndarray:
