@@ -84,8 +84,8 @@ def propose(
 ) -> list[Scored]:
     """All candidates, best gain first behind the null edit.
 
-    A growing candidate's verdict is "grow" where its gain is signal on held-out rows: z above the normal quantile of
-    1 - alpha / m for m growing candidates, and a positive gain there. With `price_first` what cannot fit is not scored.
+    A growing candidate's verdict is "grow" where its site's gain is signal on held-out rows: z above the normal quantile
+    of 1 - alpha / m for m growing sites. With `price_first` what cannot fit is not scored.
     """
     arch, found = evidence.arch, []
     for edit, options, site in sites(arch, edits):
@@ -93,9 +93,7 @@ def propose(
             if site.key not in banned:
                 found.append(_candidate(evidence, edit, options, site, units, scorer, limits, key, price_first))
     found = list({(s.candidate.key, s.candidate.units): s for s in found}.values())
-    tests = sum(1 for s in found if s.candidate.verdict == "noise")
-    bar = NormalDist().inv_cdf(1 - alpha / tests) if tests else 0.0
-    judged = [_judged(s, bar) for s in found]
+    judged = _judge(found, alpha)
     order = sorted(judged, key=lambda s: (s.candidate.verdict in ("unsupported", "too dear"), -s.candidate.gain, s.candidate.params, s.candidate.key))
     numbered = [replace(s, candidate=replace(s.candidate, index=k)) for k, s in enumerate(order, start=1)]
     return [Scored(NULL), *numbered]
@@ -142,8 +140,15 @@ def _refused(edit, site: Site, units: int, verdict: str, reason: str, params: in
     return Scored(Candidate(0, edit.name, site.where, units, 0.0, 0.0, 0.0, params, macs, verdict, site.key), None, Gain(), reason)
 
 
-def _judged(scored: Scored, bar: float) -> Scored:
-    """A growing candidate is noise until it has shown itself to be signal."""
-    if scored.candidate.verdict == "noise" and scored.gain.z > bar and scored.gain.nats > 0 and scored.gain.held > 0:
-        return replace(scored, candidate=replace(scored.candidate, verdict="grow"))
-    return scored
+def _judge(found: list[Scored], alpha: float) -> list[Scored]:
+    """A site is noise until its largest proposal has shown itself to be signal: one test a site, at alpha / sites."""
+    heads: dict[str, Scored] = {}
+    for s in found:
+        if s.candidate.verdict == "noise" and (s.candidate.key not in heads or s.candidate.gain > heads[s.candidate.key].candidate.gain):
+            heads[s.candidate.key] = s
+    bar = NormalDist().inv_cdf(1 - alpha / max(len(heads), 1))
+    signal = {key for key, s in heads.items() if s.gain.z > bar and s.gain.nats > 0}
+    return [
+        replace(s, candidate=replace(s.candidate, verdict="grow")) if s.candidate.verdict == "noise" and s.candidate.key in signal and s.gain.nats > 0 else s
+        for s in found
+    ]

@@ -19,7 +19,7 @@ from dagrow.graph.node import Module, infer
 from dagrow.measure.features import features, flat
 from dagrow.rng import stream
 
-RIDGE = 1e-6
+RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
 
 
 def materialise(arch: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Module]:
@@ -90,9 +90,10 @@ class Pass:
             parts = [features(self.arch.nodes[p], self.values[self.arch.nodes[p].inputs[0]]) for p in group]
             x = torch.cat([p.flatten(0, 1).double() for p in parts if p.shape[1] == parts[0].shape[1]], 1)
             x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-            gram = x.T @ x
-            values, vectors = torch.linalg.eigh(gram)
-            keep = values > RIDGE * values[-1].clamp(min=1e-300)
+            # Columns of one length first: a feature of tiny scale is as good a parent as any.
+            x = x / x.norm(dim=0).clamp(min=1e-300)
+            values, vectors = torch.linalg.eigh(x.T @ x)
+            keep = values > RANK * values[-1]
             self.memo["basis", group] = (x @ vectors[:, keep]) / values[keep].sqrt()
         return self.memo["basis", group]
 

@@ -12,7 +12,9 @@ from dagrow.measure import Evidence, Link, Pass, Site, Units, features
 from dagrow.registry import Options
 from dagrow.rng import stream
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
-from dagrow.scores.units import Sources, Unsupported, column_blocks, head, linear_moments, power, reader_view, refit, sources_of
+from dagrow.scores.units import (
+    Sources, Unsupported, aims, column_blocks, head, linear_moments, power, reader_view, refit, sources_of,
+)
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
 BLIND = 1e-6
@@ -40,7 +42,7 @@ class Natural(Scorer):
     default_for = (Units, Link)
 
     class Options(Options):
-        ridge: float = pydantic.Field(1e-4, gt=0, le=1, description="ridge of S, relative to its largest eigenvalue")
+        ridge: float = pydantic.Field(1e-2, gt=0, le=1, description="ridge of S, relative to its largest eigenvalue")
         starts: int = pydantic.Field(32, ge=0, le=4096, description="random starts of the exact search")
         steps: int = pydantic.Field(40, ge=0, le=10_000, description="gradient steps of the exact search")
 
@@ -100,7 +102,8 @@ class Natural(Scorer):
         whiten = power(x.T @ x / len(x), -0.5, self.options.ridge)
         draws = torch.randn(self.options.starts, len(whiten), generator=stream(*key, "starts"), dtype=torch.float64)
         starts = torch.cat([even_directions(form, sources, seen, whiten, 2 * units), draws / draws.norm(dim=1, keepdim=True)])
-        alpha = best_units(form, sources, seen, torch.cat([starts @ whiten, -starts @ whiten]), units)
+        climbed = seen.head(2 * seen.rows // 3)
+        alpha = best_units(form, sources_of(climbed, form), climbed, torch.cat([starts @ whiten, -starts @ whiten]), units)
         return ascend(form, sources, seen, alpha, whiten, self.options.steps)
 
 
@@ -122,16 +125,11 @@ def scale_of(form: Units, sources: Sources, alpha: Tensor) -> Tensor:
     return total.std((0, 2), unbiased=False).clamp(min=1e-12).unsqueeze(1)
 
 
-def whitened_targets(form: Units, seen: Pass) -> list[Tensor]:
-    """E^-1/2 v-perp per reader: [rows * positions, target units]."""
-    return [seen.bottleneck(t).flatten(0, 1) @ power(seen.curvature(t), -0.5, 1e-2) for t in form.targets]
-
-
 def even_directions(form: Units, sources: Sources, seen: Pass, whiten: Tensor, count: int) -> Tensor:
     """Eigenvectors of E[(w . v-perp) h h^T] for the main directions w of what is missing: the even part of a unit's signal."""
     x = sources.x.flatten(0, 1) @ whiten
     found = []
-    for v in whitened_targets(form, seen):
+    for v in (aim.v for aim in aims(form, seen)):
         if len(v) != len(x):
             continue
         _, _, main = torch.linalg.svd(v, full_matrices=False)
@@ -143,50 +141,45 @@ def even_directions(form: Units, sources: Sources, seen: Pass, whiten: Tensor, c
 
 
 def best_units(form: Units, sources: Sources, seen: Pass, alpha: Tensor, units: int) -> Tensor:
-    """The `units` rows of `alpha` that together explain most, by matching pursuit on their real activations."""
+    """The `units` rows of `alpha` that together gain most, by matching pursuit on their real activations."""
     alpha = alpha / scale_of(form, sources, alpha)
     view = reader_view(form, sources.born(form, alpha))
-    bases, residuals = [], whitened_targets(form, seen)
-    for r, target in zip(form.readers, form.targets, strict=True):
-        h = view[r].flatten(0, 1)
-        q = seen.parent_basis(target)
-        h = (h - q @ (q.T @ h)).unflatten(1, (len(alpha), -1)).transpose(0, 1)  # [units, rows * positions, kernel]
-        basis, triangle = torch.linalg.qr(h)
-        size = triangle.diagonal(dim1=1, dim2=2).abs()
-        # A column that the parents already make is no evidence, only rounding.
-        bases.append(basis * (size > 1e-8 * h.shape[1] ** 0.5).unsqueeze(1))
-    chosen: list[int] = []
+    # [candidates, rows * positions, kernel] for each reader
+    columns = [view[r].unflatten(2, (len(alpha), -1)).flatten(0, 1).transpose(0, 1) for r in form.readers]
+    left, chosen = aims(form, seen), []
     for _ in range(min(units, len(alpha))):
-        gains = sum((b.transpose(1, 2) @ v).square().sum((1, 2)) for b, v in zip(bases, residuals, strict=True))
-        gains[chosen] = -1.0
+        gains = sum(aim.gains(h) for aim, h in zip(left, columns, strict=True))
+        gains[chosen] = -torch.inf
         best = int(gains.argmax())
         chosen.append(best)
-        residuals = [v - b[best] @ (b[best].T @ v) for b, v in zip(bases, residuals, strict=True)]
+        left = [aim.less(h[best]) for aim, h in zip(left, columns, strict=True)]
     return alpha[chosen]
 
 
 def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Tensor, steps: int) -> Tensor:
-    """Adam on whitened fan-ins of unit length, maximising what the units explain with their fan-out solved for."""
+    """Adam on whitened fan-ins of unit length, maximising what the units gain with their fan-out solved for.
+
+    It climbs on two thirds of the rows; of the places it passes, the one is taken whose fan-out, solved for on those
+    rows, gains most on the other third: units found by search fit chance long before they stop rising.
+    """
     basis = torch.linalg.pinv(whiten)
     a = torch.nn.functional.normalize(alpha @ basis, dim=1).requires_grad_()
-    targets, rows = whitened_targets(form, seen), seen.rows
-    optimizer = torch.optim.Adam([a], lr=0.05)
-    best, best_gain = a.detach().clone(), -1.0
-    for _ in range(steps):
+    split, rows = 2 * seen.rows // 3, seen.rows
+    climb, judge = ([aim.rows_of(*span) for aim in aims(form, seen)] for span in ((0, split), (split, rows)))
+    optimizer = torch.optim.Adam([a], lr=0.02)
+    best, best_gain = a.detach().clone(), -torch.inf
+    for step in range(steps + 1):
         with torch.enable_grad():
-            view = reader_view(form, sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten))
-            gain = torch.zeros((), dtype=torch.float64)
-            for r, target, v in zip(form.readers, form.targets, targets, strict=True):
-                h = view[r].flatten(0, 1)
-                q = seen.parent_basis(target)
-                h = h - q @ (q.T @ h)
-                gram = h.T @ h / rows
-                gram = gram + 1e-4 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-                cross = h.T @ v / rows
-                gain = gain + (cross * torch.linalg.solve(gram, cross)).sum() / 2
-            optimizer.zero_grad()
-            (-gain).backward()
-        if gain.item() > best_gain:
-            best, best_gain = a.detach().clone(), gain.item()
-        optimizer.step()
+            born = sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten)
+            views = [h.flatten(0, 1) for h in reader_view(form, born).values()]
+            cut = [len(h) // rows * split for h in views]
+            gain = sum(aim.gains(h[:k]) for aim, h, k in zip(climb, views, cut, strict=True))
+        if step % 5 == 0 or step == steps:
+            views = [h.detach() for h in views]
+            unseen = sum(float(j.gain_of(h[k:], c.step(h[:k]))) for c, j, h, k in zip(climb, judge, views, cut, strict=True))
+            if unseen > best_gain:
+                best, best_gain = a.detach().clone(), unseen
+        if step < steps:
+            (a.grad,) = torch.autograd.grad(-gain, a)
+            optimizer.step()
     return torch.nn.functional.normalize(best, dim=1) @ whiten

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -125,22 +125,86 @@ def _shaped(v: Tensor, form: Units, reader: str) -> Tensor:
     return v.transpose(1, 2).unflatten(2, space) if space else v.squeeze(1)
 
 
+@dataclass
+class Aim:
+    """What new columns into one target should explain: `v` = E^-1/2 v-perp, [rows * positions, target units].
+
+    `weight` [rows * positions] is where the curvature lies (its mean over rows is 1): features and curvature are far from
+    independent in a trained network, whose curvature lives on the few rows it is unsure of.
+    """
+
+    v: Tensor
+    weight: Tensor
+    metric: Tensor
+    rows: int
+
+    def gram(self, h: Tensor) -> Tensor:
+        """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns]."""
+        return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows)
+
+    def gains(self, h: Tensor) -> Tensor:
+        """Nats gained by columns `h` [..., rows * positions, columns] with their fan-out solved for, less what chance gives.
+
+        Chance is the part of the squared slope that every row makes with itself: a unit that is active on a few lucky
+        rows has nothing else.
+        """
+        factor = torch.linalg.cholesky(self.gram(h))
+        half = torch.linalg.solve_triangular(factor, h.transpose(-1, -2), upper=False)
+        slope = half @ self.v / self.rows
+        chance = (half.square().sum(-2) * self.v.square().sum(1)).sum(-1) / self.rows**2
+        return (slope.square().sum((-1, -2)) - chance) / 2
+
+
+    def rows_of(self, first: int, last: int) -> Aim:
+        """The aim on some of the rows."""
+        each = len(self.v) // self.rows
+        part = slice(first * each, last * each)
+        return replace(self, v=self.v[part], weight=self.weight[part], rows=last - first)
+
+    def step(self, h: Tensor) -> Tensor:
+        """The Newton step of columns `h` in the fan-out, in the metric of `v`: [columns, target units]."""
+        return torch.linalg.solve(self.gram(h), h.T @ self.v / self.rows)
+
+    def gain_of(self, h: Tensor, step: Tensor) -> Tensor:
+        """Nats gained on these rows by a step found on others."""
+        moved = h @ step
+        return ((moved * self.v).sum() - (moved.square().sum(1) * self.weight).sum() / 2) / self.rows
+
+    def less(self, h: Tensor) -> Aim:
+        """The aim that is left once the columns `h` [rows * positions, columns] have taken their step."""
+        return replace(self, v=self.v - (h * self.weight.unsqueeze(1)) @ self.step(h))
+
+
+def aims(form: Units, seen: Pass) -> list[Aim]:
+    """One per reader, in their order."""
+    made = []
+    for target in form.targets:
+        if ("aim", target) not in seen.memo:
+            metric = power(seen.curvature(target), -0.5, 1e-2)
+            probe = flat(seen.probe[target]).double().flatten(0, 1) @ metric
+            weight = probe.square().sum(1) / probe.shape[1]
+            weight = weight * seen.rows / weight.sum().clamp(min=1e-300)
+            seen.memo["aim", target] = Aim(seen.bottleneck(target).flatten(0, 1) @ metric, weight, metric, seen.rows)
+        made.append(seen.memo["aim", target])
+    return made
+
+
 def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fan-out fitted to the real activations: reader -> [target units, units * kernel].
 
-    Omega = E^-1 E[v-perp R] (E[R R] + ridge)^-1, the Newton step in the new columns with block-diagonal curvature.
+    A damped Newton step in the new columns; the curvature of a column is that of the target on the rows it is active on.
     """
     fitted = {}
-    for r, target in zip(form.readers, form.targets, strict=True):
+    for r, aim in zip(form.readers, aims(form, seen), strict=True):
         h = view[r].flatten(0, 1)
-        v = seen.bottleneck(target).flatten(0, 1)
-        positions = view[r].shape[1]
-        gram = h.T @ h / (seen.rows * positions)
-        cross = h.T @ v / seen.rows
-        ridge = 1e-4 * gram.diagonal().mean().clamp(min=1e-30)
-        solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), cross)
-        fitted[r] = (solved @ power(seen.curvature(target), -1.0, 1e-2)).T
+        fitted[r] = aim.metric @ aim.step(h).T
     return fitted
+
+
+def damped(matrix: Tensor, ridge: float = 1e-2) -> Tensor:
+    """matrix + ridge * its mean diagonal."""
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
+    return matrix + (ridge * scale)[..., None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
 
 
 def column_blocks(form: Units, omega: dict[str, Tensor], dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
@@ -152,4 +216,6 @@ def column_blocks(form: Units, omega: dict[str, Tensor], dtype: torch.dtype, sha
     return made
 
 
-__all__ = ["Sources", "Unsupported", "column_blocks", "flat", "head", "linear_moments", "power", "reader_view", "refit", "sources_of"]
+__all__ = [
+    "Aim", "Sources", "Unsupported", "aims", "column_blocks", "damped", "flat", "head", "linear_moments", "power", "reader_view", "refit", "sources_of",
+]

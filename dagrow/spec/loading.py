@@ -18,15 +18,16 @@ from dagrow.spec.fields import Spec
 from dagrow.spec.finding import locate
 from dagrow.spec.overriding import override
 from dagrow.spec.reading import read, read_file
-from dagrow.spec.tree import Path, Place, Source, Tree, plant
+from dagrow.spec.tree import MOST_PROBLEMS, Path, Place, Source, Tree, plant
 
 ROOT = (*Spec.model_fields, "macros")
 
 
-def load(source: str | os.PathLike | Mapping, sets: Sequence[str] = ()) -> Spec:
+def load(source: str | os.PathLike | Mapping, sets: Sequence[str] = (), folder: str | os.PathLike | None = None) -> Spec:
     """The Spec of a YAML file (its path), a YAML text (it has a line break or starts with {) or a dict.
 
-    `sets` are overrides "a.b=c", applied in turn before macros are expanded. Raises SpecError with every problem found.
+    `sets` are overrides "a.b=c", applied in turn before macros are expanded; `folder` is where relative paths start, instead
+    of the file's folder. Raises SpecError with every problem found.
 
     >>> from dagrow import spec
     >>> small = spec.load({"data": "digits", "model": {"layers": ["linear 10"]}}, ["budget.params=2500"])
@@ -34,8 +35,9 @@ def load(source: str | os.PathLike | Mapping, sets: Sequence[str] = ()) -> Spec:
     (10, 2500, 'greedy')
     """
     made, problems = attempt(source, sets)
-    if problems.problems:
-        problems.stop()
+    problems.stop()
+    if folder is not None:
+        made._folder = FilePath(folder)
     return made
 
 
@@ -46,11 +48,11 @@ def attempt(source: str | os.PathLike | Mapping, sets: Sequence[str] = ()) -> tu
         origin.report(tree.place, f"a spec is a mapping, not {tree.kind}", "a spec starts with: dagrow: 1")
         return None, origin
     tree = override(tree, sets, origin)
-    for key in [key for key in tree.value if key not in ROOT]:
+    unknown = [key for key in tree.value if key not in ROOT]
+    for key in unknown:
         origin.report(tree.key(key), f"unknown key {key[:80]!r}", did_you_mean(key, ROOT))
-        tree = tree.without(key)
     macros = tree.get("macros")
-    tree = canonical(tree.without("macros"), origin)
+    tree = canonical(tree.without("macros", *unknown), origin)
     if tree.get("model") is not None:
         tree = tree.having("model", expand(tree.get("model"), macros, origin), tree.key("model"))
     if "name" not in tree.value and name:
@@ -75,15 +77,16 @@ def _tree(source: str | os.PathLike | Mapping) -> tuple[Tree, Source, FilePath |
 
 def _validated(tree: Tree, origin: Source, folder: FilePath | None) -> Spec | None:
     """The Spec, its places attached. What is invalid is reported and, where there is a default, left out."""
-    for _ in range(8):
+    for turn in range(8):
         try:
             made = Spec.model_validate(tree.plain)
         except pydantic.ValidationError as error:
-            for path, message, hint, key in phrases(error, "the spec", _fields):
+            # what fails after something was left out fails because of that
+            for path, message, hint, key in phrases(error, "the spec", _fields) if turn == 0 else ():
                 origin.report(locate(tree, path, key=key), message, hint)
             before = tree
-            for row in error.errors(include_url=False):
-                tree = _pruned(tree, row["loc"])
+            for row in error.errors(include_url=False)[:MOST_PROBLEMS]:
+                tree = _pruned(tree, row["loc"][:-1] if row["type"] == "missing" else row["loc"])
             if tree is before:
                 return None
         else:

@@ -1,0 +1,321 @@
+"""dagrow from Python: search, resume, load, score. The command line calls these and prints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dagrow import export, report
+from dagrow import spec as specs
+from dagrow.compiler import Deployed, compile_architecture
+from dagrow.data import Dataset
+from dagrow.errors import RunError, UsageError
+from dagrow.graph import Architecture
+from dagrow.growth import Network, Plan, Search, load_network
+from dagrow.planning import make_plan
+from dagrow.select import Trial
+from dagrow.spec import Spec
+from dagrow.store import Event, Run, graceful, manifest, manifest_difference
+from dagrow.train import evaluate
+
+Listener = Callable[[dict[str, Any]], None]
+Architecture._repr_html_ = lambda self: report.html(self)
+
+
+def event_row(event: Event, plan: Plan) -> dict[str, Any]:
+    """An event for people and programs: its flat values, what is left of the budget, without the network itself."""
+    hidden = ("architecture", "before_architecture", "state", "before_state")
+    row = {"event": event.kind, **{k: v for k, v in event.payload.items() if k not in hidden}, "seconds": event.times.get("seconds", 0.0)}
+    state, budget = event.payload.get("state", {}), plan.spec.budget
+    row |= {"epoch": state.get("epoch"), "epochs": state.get("epochs"), "trained": state.get("trained")}
+    row["left"] = {
+        "steps": max(0, budget.steps - state.get("step", 0)),
+        **({"params": budget.params - event.payload["params"]} if budget.params is not None else {}),
+        **({"macs": budget.macs - event.payload["macs"]} if budget.macs is not None else {}),
+    }
+    return row
+
+
+class Grown:
+    """A run read from its folder: the network it reports, its history, its data. Shows itself in a notebook."""
+
+    def __init__(self, folder: str | os.PathLike, plan: Plan | None = None):
+        with Run.open(folder) as run:
+            self.folder = run.folder
+            self._run, self._events = run, [e for e in run.events() if "state" in e.payload]
+        if not self._events:
+            raise RunError(f"{folder}: this run has not begun", fix=f"go on with `dagrow resume {folder}`")
+        self._plan = plan
+
+    @cached_property
+    def plan(self) -> Plan:
+        return self._plan or make_plan(spec_of(self._run))
+
+    @property
+    def data(self) -> Dataset:
+        return self.plan.data
+
+    @property
+    def finished(self) -> bool:
+        return self._events[-1].kind == "done"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per committed event: epochs, decisions, the end."""
+        return [event_row(e, self.plan) for e in self._events]
+
+    @cached_property
+    def network(self) -> Network:
+        """The network the run reports: the final one, or the present one of an unfinished run."""
+        return load_network(self._run, self._events[-1])
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.network.arch
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network as a torch module in eval mode: preprocessed inputs -> logits or standardised predictions."""
+        return compile_architecture(self.network.arch, self.network.weights).eval()
+
+    @cached_property
+    def deployed(self) -> nn.Module:
+        """From raw rows to what is reported, preprocessing and scaling included: what exports hold."""
+        return Deployed(self.data.encoder, self.model, self.data.decoder)
+
+    def at(self, step: int | str | None = None) -> Network:
+        """The network at decision `step` (trained up to it), the one of the best decision ("best"), or the one reported (None)."""
+        if step is None:
+            return self.network
+        decisions = {e.payload["step"]: e for e in self._events if e.kind == "step"}
+        if step == "best":
+            best = self._events[-1].payload["state"]["best"]
+            event = next(e for e in self._events if e.seq == best["seq"]) if best else self._events[-1]
+            return load_network(self._run, event, "before_" if "before_weights" in event.blobs else "")
+        if step not in decisions:
+            raise UsageError(f"there is no step {step!r}", fix=f"steps are {min(decisions)} to {max(decisions)}, or best" if decisions else "this run made no decision")
+        return load_network(self._run, decisions[step], "before_")
+
+    def growing(self) -> Network:
+        """The network as it stood when growth ended (or stands now): before any held-out row was trained on."""
+        last = next((e for e in reversed(self._events) if e.kind == "final"), self._events[-1])
+        return load_network(self._run, last)
+
+    def evaluate(self, step: int | str | None = None) -> dict[str, Any]:
+        """{fold: {"loss", "accuracy" or "r2"}, "params", "macs"}."""
+        network = self.at(step)
+        module = compile_architecture(network.arch, network.weights)
+        scores = {name: evaluate(module, fold, self.plan.recipe.loss) for name, fold in self.data.folds.items()}
+        return {**scores, "params": network.arch.size, "macs": network.arch.macs}
+
+    def predict(self, rows: Tensor | str | os.PathLike) -> Tensor:
+        """Reported outputs (logits, or predictions in the target's units) for raw rows, or for those of a csv or npz file."""
+        raw = rows if isinstance(rows, Tensor) else self.data.read(rows)
+        with torch.no_grad():
+            return torch.cat([self.deployed(part) for part in raw.split(4096)])
+
+    def export(self, name: str = "torchscript", path: str | os.PathLike | None = None, **options: Any) -> tuple[Path, float]:
+        """Writes the network in a format; (path, largest difference in a clean process). Raises ExportError, UsageError."""
+        kind = export.REGISTRY.get(name)
+        target = Path(path) if path is not None else self.folder / "exports" / f"{self.plan.spec.name}{kind.suffix}"
+        if path is None:
+            target.parent.mkdir(exist_ok=True)
+        return target, export.save(self.bundle(), name, target, kind.Options(**options))
+
+    def bundle(self) -> export.Bundle:
+        data, arch = self.data, self.architecture
+        meta = {
+            "name": self.plan.spec.name, "task": data.task, "classes": data.classes, "features": data.features, "params": arch.size,
+            "macs": arch.macs, "input_shape": list(data.schema.shape), "dagrow": manifest("", "")["dagrow"],
+            "spec": (self.folder / "spec.yaml").read_text(),
+        }
+        return export.Bundle(arch, self.model, data.encoder, data.decoder, data.raw, meta)
+
+    def _repr_html_(self) -> str:
+        rows = [{**r, "val_loss": r.get("val_loss"), "train_loss": r.get("train_loss", r.get("epoch_loss"))} for r in self.history]
+        return report.html(self.architecture, self.plan.spec.name) + report.history_html(rows)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "unfinished"
+        return f"Grown({str(self.folder)!r}, {state}, {len(self.architecture.nodes)} nodes, {self.architecture.size} params)"
+
+
+def spec_of(run: Run) -> Spec:
+    """The spec a run follows: the one it began with, and the budgets it was extended by. Paths start where they did."""
+    sets = [s for e in run.events() if e.kind == "extended" for s in e.payload["sets"]]
+    return specs.load(run.spec, sets, folder=run.manifest.get("folder"))
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, … that nothing lies in."""
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def search(
+    spec: str | os.PathLike | Mapping | Spec,
+    out: str | os.PathLike | None = None,
+    *,
+    sets: Sequence[str] = (),
+    seed: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    listen: Listener | None = None,
+) -> Grown:
+    """Grows a network as `spec` (a path, YAML text or a dict) says, and returns the finished run.
+
+    out: the run's folder; None: a free one under runs/. sets: overrides such as "budget.steps=4". listen: called with one
+    row per committed event. Ctrl-C stops after the work in progress with everything committed. Raises SpecError, DataError,
+    RunError, NothingFits, ExportError, Interrupted.
+
+    >>> import dagrow
+    >>> run = dagrow.search({"name": "demo", "data": {"source": "wine", "batch": 32}, "model": {"layers": ["linear 3"]},
+    ...                      "train": {"epochs": {"first": 2, "between": 1, "final": 1}}, "budget": {"steps": 1}}, out=folder)
+    >>> run.finished, run.model(run.data.test.x).shape[1]
+    (True, 3)
+    """
+    found = spec if isinstance(spec, Spec) else specs.load(spec, sets)
+    if seed is not None:
+        found = found.model_copy(update={"seed": seed})
+    plan = make_plan(found)
+    check_device(device)
+    folder = Path(out) if out is not None else free_folder(found.name)
+    about = manifest(found.digest, plan.data.digest, device) | {"folder": str(found.folder.absolute()) if found.folder else None}
+    with Run.create(folder, found.to_dict(), about, force) as run:
+        return _grow(plan, run, device, listen)
+
+
+def resume(
+    folder: str | os.PathLike, *, sets: Sequence[str] = (), accept_different: bool = False, listen: Listener | None = None
+) -> Grown:
+    """Goes on with an interrupted run, to the same bits; with `sets` of budget.…, extends it (a finished one too).
+
+    Raises RunError where data, versions, threads or machine differ from those it began with, unless `accept_different`.
+    """
+    wrong = [s for s in sets if not s.startswith("budget.")]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: a run in progress keeps its spec; only budget.… may change", fix="start another run with `dagrow search`")
+    with Run.open(folder, write=True) as run:
+        if sets:
+            specs.load(run.spec, sets)  # refused before anything is written
+        plan = make_plan(spec_of(run))
+        device = run.manifest.get("device", "cpu")
+        check_device(device)
+        now = manifest(run.manifest["spec"], plan.data.digest, device) | {"folder": run.manifest.get("folder")}
+        different = manifest_difference(run.manifest, now)
+        known = [e.payload["now"] for e in run.events() if e.kind == "different"]
+        if different and (not known or manifest_difference(known[-1], now)):
+            if not accept_different:
+                rows = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in different)
+                raise RunError(f"{folder}: not the machine, versions or data it began with: {rows}", fix="go on all the same with --accept-different")
+            run.commit("different", {"now": now})
+        if sets:
+            run.commit("extended", {"sets": list(sets)})
+            plan = make_plan(spec_of(run))
+        return _grow(plan, run, device, listen)
+
+
+def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
+    tell = listen or (lambda row: None)
+    with graceful() as stopping:
+        work = Search(plan, run, device)
+        stopping.check(_saved(run))
+        for event in work.events():
+            if event.kind != "done":
+                tell(event_row(event, plan))
+            stopping.check(_saved(run))
+    done = Grown(run.folder, plan)
+    paths = {}
+    for form in plan.spec.export:
+        path, _ = done.export(form.name, **form.options)
+        paths[form.name] = str(path)
+    row = event_row(done._events[-1], plan)
+    row |= {"run": str(run.folder), "seconds": sum(e.times.get("seconds", 0.0) for e in done._events), "exports": paths}
+    tell(row)
+    return done
+
+
+def _saved(run: Run) -> str:
+    return f"stopped; everything finished so far is saved\n  go on with: dagrow resume {run.folder}"
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError unless torch can compute there now."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}", fix="leave out --device to compute on the CPU") from None
+
+
+def load(folder: str | os.PathLike) -> Grown:
+    """A run from its folder.
+
+    >>> dagrow.load(folder).architecture.inputs
+    ('input',)
+    """
+    return Grown(folder)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate edit: gain ± stderr in nats per sample as predicted, `checked` as measured by real forwards (None: not
+    among the best few), what it adds, and the verdict: grow, noise, too dear, unsupported or shrink."""
+
+    edit: str
+    where: str
+    units: int | None
+    gain: float
+    stderr: float
+    z: float
+    checked: float | None
+    params: int
+    macs: int
+    verdict: str
+    reason: str = ""
+
+
+def score(source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[str] = (), top: int | None = None, listen: Listener | None = None) -> list[Row]:
+    """Where the network lacks capacity: its candidate edits, best first.
+
+    source: a run (its folder or what `load` gave), scored as growth left it, or a spec, whose seed network is trained for
+    train.epochs.first first. Raises as `search` does.
+    """
+    if isinstance(source, Grown):
+        return _scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top)
+    if isinstance(source, str | os.PathLike) and "\n" not in str(source) and Path(source).is_dir():
+        return score(Grown(source), top=top)
+    plan = make_plan(source if isinstance(source, Spec) else specs.load(source, sets))
+    with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", {}, {}) as run, graceful() as stopping:
+        work = Search(plan, run)
+        while work.network is None or work.state.epoch < work.state.epochs:
+            event = work.advance()
+            (listen or (lambda row: None))(event_row(event, plan))
+            stopping.check("stopped; nothing was kept")
+        return _scored(plan, work.network, 0, top)
+
+
+def _scored(plan: Plan, network: Network, step: int, top: int | None) -> list[Row]:
+    work = Search.standing(plan, network, step)
+    found = work.candidates(price_first=False)
+    bench = work.bench(found)
+    shown = found[1:] if top is None else found[1 : top + 1]
+    best = [s.candidate.index for s in shown if s.part is not None][: plan.spec.score.verify]
+    checked = {i: bench.make(Trial(i)) for i in best}
+    rows = []
+    for s in shown:
+        c = s.candidate
+        measured = checked.get(c.index)
+        number = measured.checked if measured is not None and measured.outcome.status == "ok" else None
+        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, number, c.params, c.macs, c.verdict, s.reason))
+    return rows

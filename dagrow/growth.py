@@ -1,0 +1,378 @@
+"""The growth loop: train, find where expressive power is lacking, rewrite there, train on.
+
+`Search.advance` does one unit of work - an epoch, a decision, a change of phase - from values to values, and commits it.
+State inside a unit is never saved: a unit that was lost is computed again to the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from dagrow.compiler import compile_architecture, initialise
+from dagrow.data import Dataset, Fold
+from dagrow.errors import DagrowError, NothingFits
+from dagrow.graph import Architecture
+from dagrow.measure import measure
+from dagrow.measure.evidence import subsample
+from dagrow.propose import Limits, Scored, propose
+from dagrow.scores import Scorer
+from dagrow.select import Chooser, Done, Trial
+from dagrow.spec import Spec
+from dagrow.store import Event, Run
+from dagrow.train import Moments, Schedule, evaluate, steps_per_epoch
+from dagrow.trials import Bench, Measured, Recipe
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a search stands: plain values, and beside them the network as values.
+
+    phase: growth, final or done. step: decisions made. epoch: epochs done of the `epochs` that this stretch takes;
+    trained, updates, work: epochs, optimizer steps and training MACs of the whole search. nulls: conclusive decisions
+    in a row that nothing pays. best: {"value", "seq", "val"} of the best network seen at a decision. mark: training nats
+    when the stretch began, against which divergence shows. banned: edits rolled back since the last one that held.
+    """
+
+    phase: str = "growth"
+    step: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    trained: int = 0
+    updates: int = 0
+    work: int = 0
+    nulls: int = 0
+    chooser: dict = field(default_factory=dict)
+    best: dict | None = None
+    mark: float | None = None
+    banned: tuple[str, ...] = ()
+    edited: bool = False
+    val: dict = field(default_factory=dict)
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "banned": list(self.banned)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> State:
+        return State(**{**data, "banned": tuple(data["banned"])})
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture with its weights and optimizer moments."""
+
+    arch: Architecture
+    weights: dict[str, Tensor]
+    moments: Moments
+
+    def tensors(self, prefix: str = "") -> dict[str, dict[str, Tensor]]:
+        """Groups for the journal: moments flat as "slot/param"."""
+        flat = {f"{slot}/{name}": t for slot, named in self.moments.items() for name, t in named.items()}
+        return {f"{prefix}weights": self.weights, f"{prefix}moments": flat}
+
+    def row(self) -> dict[str, Any]:
+        return {"params": self.arch.size, "macs": self.arch.macs, "architecture": self.arch.to_dict()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec made into objects: everything a search needs that does not change."""
+
+    spec: Spec
+    architecture: Architecture
+    data: Dataset
+    recipe: Recipe
+    schedule: tuple[type[Schedule], Any]
+    edits: tuple[tuple[type, Any], ...]
+    scorer: Scorer
+    chooser: tuple[type[Chooser], Any]
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.spec.budget.params, self.spec.budget.macs)
+
+
+class Search:
+    """A search on disk. `events()` runs it to its end, yielding each committed event; it may be left at any time."""
+
+    def __init__(self, plan: Plan, run: Run, device: str = "cpu", clock: Callable[[], float] = time.perf_counter):
+        self.plan, self.run, self.device, self.clock = plan, run, device, clock
+        self.spec, self.seed = plan.spec, plan.spec.seed
+        self.folds = {name: fold.to(device) for name, fold in plan.data.folds.items()}
+        self.state: State = State()
+        self.network: Network | None = None
+        history = run.events()
+        at = next((e for e in reversed(history) if "state" in e.payload), None)
+        if at is not None:
+            self.state, self.network = State.from_dict(at.payload["state"]), load_network(run, at)
+            if history[-1].kind == "extended":
+                self._grow_on()
+        self.elapsed = sum(e.times.get("seconds", 0.0) for e in history)
+
+    @classmethod
+    def standing(cls, plan: Plan, network: Network, step: int = 0) -> Search:
+        """A search that stands at `network` and is only asked: it has no run to commit to."""
+        work = cls.__new__(cls)
+        work.plan, work.spec, work.seed, work.device = plan, plan.spec, plan.spec.seed, "cpu"
+        work.state, work.network = State(step=step), network
+        return work
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        while self.state.phase != "done":
+            yield self.advance()
+
+    def advance(self) -> Event:
+        """The next unit of work, committed."""
+        began, before, state = self.clock(), self.network, self.state
+        if before is None:
+            return self._commit("start", self._begin(), began)
+        if self.state.epoch < self.state.epochs:
+            return self._commit("epoch", self._epoch(), began)
+        if self.state.phase == "growth":
+            reason = self._over()
+            kind, row = ("final", self._settle(reason)) if reason else ("step", self._decide())
+            return self._commit(kind, {**row, "before_state": state.to_dict()}, began, before)
+        return self._commit("done", self._finish(), began)
+
+    def _begin(self) -> dict:
+        arch, rule = self.plan.architecture, self.plan.recipe.optimizer
+        self.network = Network(arch, initialise(arch, self.seed), {slot: {} for slot in rule.slots})
+        chooser, options = self.plan.chooser
+        from_names = chooser.init(options, horizon=max(1, self.spec.budget.steps), kinds=tuple(sorted({e.name for e, _ in self.plan.edits})))
+        self.state = State(epochs=self.spec.train.epochs.first, chooser=from_names)
+        return {}
+
+    def _over(self) -> str:
+        """Why growth ends here; empty while it goes on."""
+        budget, state = self.spec.budget, self.state
+        if state.step >= budget.steps:
+            return f"all {budget.steps} steps of the budget are done"
+        if state.nulls >= budget.patience:
+            return f"nothing paid {state.nulls} times in a row"
+        if budget.time is not None and self.elapsed + self._final_seconds() >= budget.time:
+            return "the time that the final phase needs is all that is left"
+        return ""
+
+    def _grow_on(self) -> None:
+        """After an extension growth goes on where it ended: from the network before the final phase."""
+        settled = next((e for e in reversed(self.run.events()) if e.kind == "final"), None)
+        if self.state.phase != "growth" and settled is not None:
+            self.state, self.network = State.from_dict(settled.payload["before_state"]), load_network(self.run, settled, "before_")
+        self.state = replace(self.state, nulls=0)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self) -> dict:
+        state, recipe = self.state, self.plan.recipe
+        final = state.phase == "final"
+        fold = self._final_fold() if final else self.folds["train"]
+        steps = steps_per_epoch(len(fold.x), recipe.batch)
+        weights, moments, report = recipe.epoch(
+            self.network.arch, self.network.weights, self.network.moments, fold, lambda k: self._rate(k, steps), self.seed, ("epoch", state.trained)
+        )
+        work = state.work + 3 * self.network.arch.macs * report.samples
+        mark = report.nats if state.mark is None else state.mark
+        ahead = replace(state, epoch=state.epoch + 1, trained=state.trained + 1, updates=state.updates + report.steps, work=work, mark=mark)
+        row = {"epoch_loss": report.nats, "phase": state.phase, "rows": report.samples}
+        if report.finite and report.nats <= max(mark, 0.0) + 2.0 * max(1, self.plan.data.outputs if self.plan.data.task == "regression" else 1):
+            self.state, self.network = ahead, Network(self.network.arch, weights, moments)
+            return row
+        return {**row, **self._roll_back(replace(ahead, mark=state.mark))}
+
+    def _roll_back(self, state: State) -> dict:
+        """A diverged epoch: the edit it followed is undone and not offered again; without one, the final phase is left out."""
+        if not state.edited and state.phase == "growth":
+            raise DagrowError(
+                f"training diverged in epoch {state.trained} before any edit", fix="lower the learning rate (train.optimizer.lr), or set train.clip"
+            )
+        last = next(e for e in reversed(self.run.events()) if e.kind in ("step", "final"))
+        self.network = load_network(self.run, last, "before_" if state.phase == "growth" else "")
+        banned = (*state.banned, last.payload["key"]) if state.phase == "growth" else state.banned
+        self.state = replace(state, epoch=0 if state.phase == "growth" else state.epochs, edited=False, banned=banned, mark=None)
+        return {"status": "diverged", "undone": last.payload.get("where", "")}
+
+    def _rate(self, step: int, steps: int) -> float:
+        rule, options = self.plan.schedule
+        done = (self.state.epoch + step / max(steps, 1)) / max(self.state.epochs, 1)
+        return rule.rate(options, self.plan.recipe.options.lr, self.state.phase, done, self.state.updates + step)
+
+    def _final_fold(self) -> Fold:
+        return self.plan.data.train_val.to(self.device) if self.spec.train.final_on == "train+val" else self.folds["train"]
+
+    def _final_seconds(self) -> float:
+        """What the final phase will take, by the epochs seen last."""
+        seen = [e.times["seconds"] for e in self.run.events()[-8:] if e.kind == "epoch"]
+        return self.spec.train.epochs.final * (sum(seen) / len(seen) if seen else 0.0)
+
+    # -- deciding ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, network: Network, fold: str) -> dict[str, float]:
+        data = self.plan.data.folds[fold]
+        return evaluate(compile_architecture(network.arch, network.weights), data, self.plan.recipe.loss)
+
+    def candidates(self, price_first: bool = True) -> list[Scored]:
+        """The present network's candidate edits, the null edit first."""
+        state, network, score = self.state, self.network, self.spec.score
+        path = ("decide", state.step, len(state.banned))
+        evidence = measure(
+            network.arch, network.weights, self.plan.data.train, self.plan.data.val, self.plan.recipe.loss, rows=score.rows, seed=self.seed, path=path
+        )
+        return propose(
+            evidence, self.plan.edits, self.plan.scorer, self.plan.limits, alpha=score.alpha, key=(self.seed, *path),
+            price_first=price_first, banned=frozenset(state.banned),
+        )
+
+    def bench(self, scored: list[Scored]) -> Bench:
+        network, path = self.network, ("decide", self.state.step, len(self.state.banned))
+        lr = self._rate(0, 1)
+        train = self.plan.data.train
+        rows = subsample(train, self.spec.score.rows, self.seed, *path, "rows")
+        return Bench(
+            network.arch, network.weights, network.moments, scored, self.plan.recipe, self.plan.limits, train, rows, self.plan.data.val,
+            lr, self.seed, path,
+        )
+
+    def _decide(self) -> dict:
+        state, before = self.state, self.network
+        scored = self.candidates()
+        if state.step == 0:
+            _refuse_if_all_too_dear(scored)
+        chooser, options = self.plan.chooser
+        bench, made, outcomes = self.bench(scored), {}, []
+        key, shown = (self.seed, state.step), [s.candidate for s in scored]
+        while True:
+            asked = chooser.ask(options, key, state.chooser, shown, outcomes)
+            if isinstance(asked, Done):
+                break
+            for trial in asked.trials:
+                made[trial] = bench.make(trial)
+                outcomes.append(made[trial].outcome)
+        taken = self._taken(asked, bench, made)
+        val, train = self.evaluate(before, "val"), self.evaluate(before, "train")
+        row = {
+            "step": state.step, "note": asked.note, "candidates": len(scored) - 1,
+            "eligible": sum(c.verdict == "grow" for c in shown), "trials": len(outcomes),
+            "train_loss": train["loss"], "val_loss": val["loss"], **_describe(scored, taken, before.arch),
+        }
+        null = taken is None
+        self.network = before if null else Network(taken.arch, taken.weights, taken.moments)
+        self.state = replace(
+            state, step=state.step + 1, epoch=0, epochs=self.spec.train.epochs.between, edited=not null, mark=None,
+            nulls=(state.nulls + 1 if chooser.conclusive else 0) if null else 0, work=state.work + bench.spent,
+            chooser=chooser.tell(options, state.chooser, shown, outcomes, None if null else taken.outcome.trial),
+            best=self._better(val, before, len(self.run.events())), val=val, banned=() if not null else state.banned,
+        )
+        return row
+
+    def _taken(self, done: Done, bench: Bench, made: dict[Trial, Measured]) -> Measured | None:
+        """The chosen network, or None for the null edit; what the chooser took untried is tried now."""
+        if done.choice is None or done.choice.members == (0,):
+            return None
+        taken = made.get(done.choice) or bench.make(done.choice)
+        return taken if taken.arch is not None and taken.outcome.status == "ok" else None
+
+    def _better(self, val: dict[str, float], network: Network, seq: int) -> dict:
+        """The best network seen at a decision by the first objective; `seq` is the event that will hold it."""
+        worth = self._worth(val, network.arch)
+        old = self.state.best
+        return {"worth": worth, "seq": seq, "val": val} if old is None or worth > old["worth"] else old
+
+    def _worth(self, val: dict[str, float], arch: Architecture) -> float:
+        first = self.spec.objectives[0] if self.spec.objectives else None
+        known = {"val.loss": val["loss"], "val.accuracy": val.get("accuracy"), "val.r2": val.get("r2"), "params": arch.size, "macs": arch.macs}
+        number = known.get(first.metric) if first else None
+        return -val["loss"] if number is None else (number if first.direction == "maximize" else -number)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, reason: str) -> dict:
+        """From growth to the final phase, with the best network seen."""
+        val = self.evaluate(self.network, "val")
+        best = self._better(val, self.network, len(self.run.events()))
+        before = self.network
+        if best["seq"] < len(self.run.events()):
+            self.network = load_network(self.run, self.run.events()[best["seq"]], "before_")
+        epochs = self.spec.train.epochs.final
+        left = None if self.spec.budget.time is None else self.spec.budget.time - self.elapsed
+        if left is not None and self._final_seconds() > left:
+            epochs = max(1, int(epochs * left / self._final_seconds())) if left > 0 and epochs else min(epochs, 1)
+        self.state = replace(self.state, phase="final", epoch=0, epochs=epochs, best=best, val=best["val"], edited=False, mark=None, reason=reason)
+        return {"note": reason, "val_loss": val["loss"], "kept": best["seq"], "params_last": before.arch.size}
+
+    def _finish(self) -> dict:
+        scores = {fold: self.evaluate(self.network, fold) for fold in ("train", "test")}
+        # Rows trained on in the final phase are no longer held out: their loss is the one before it.
+        val = self.state.val if self.spec.train.final_on == "train+val" else self.evaluate(self.network, "val")
+        self.state = replace(self.state, phase="done", val=val)
+        return {
+            "steps": self.state.step, "train_loss": scores["train"]["loss"], "val_loss": val["loss"], "test_loss": scores["test"]["loss"],
+            **{f"test_{k}": v for k, v in scores["test"].items() if k != "loss"}, "work": self.state.work,
+        }
+
+    # -- on disk ----------------------------------------------------------------------------------------------------
+
+    def _commit(self, kind: str, row: dict, began: float, before: Network | None = None) -> Event:
+        """`before`: the network a decision began with, to roll back to and to come back to; equal tensors are stored once."""
+        payload = {**row, **self.network.row(), "state": self.state.to_dict()}
+        tensors = self.network.tensors()
+        if before is not None:
+            payload["before_architecture"] = before.arch.to_dict()
+            tensors |= before.tensors("before_")
+        seconds = self.clock() - began
+        self.elapsed += seconds
+        event = self.run.commit(kind, payload, tensors, {"seconds": seconds})
+        if kind in ("step", "final", "done"):
+            self.run.prune(self._keep)
+            self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
+        return event
+
+    def _keep(self, event: Event) -> list[str]:
+        last = self.run.events()[-1]
+        best = (self.state.best or {}).get("seq")
+        edit = next((e.seq for e in reversed(self.run.events()) if e.kind in ("step", "final")), None)
+        if event.seq in (last.seq, best, edit):
+            return list(event.blobs)
+        return [g for g in event.blobs if g == "weights" and event.kind in ("step", "final", "done")]
+
+
+def load_network(run: Run, event: Event, prefix: str = "") -> Network:
+    """The network an event holds; with "before_", the one its decision began with. Raises RunError where it was pruned."""
+    arch = Architecture.from_dict(event.payload[f"{prefix}architecture"])
+    moments: Moments = {}
+    flat = run.tensors(event, f"{prefix}moments") if f"{prefix}moments" in run.kept(event) else {}
+    for name, tensor in flat.items():
+        slot, _, param = name.partition("/")
+        moments.setdefault(slot, {})[param] = tensor
+    return Network(arch, run.tensors(event, f"{prefix}weights"), moments)
+
+
+def _refuse_if_all_too_dear(scored: list[Scored]) -> None:
+    verdicts = [s.candidate.verdict for s in scored[1:]]
+    if verdicts and all(v in ("too dear", "unsupported") for v in verdicts) and "too dear" in verdicts:
+        cheapest = min((s.candidate for s in scored[1:] if s.candidate.verdict == "too dear"), key=lambda c: c.params)
+        raise NothingFits(
+            f"no edit fits the budget: the cheapest of {verdicts.count('too dear')}, {cheapest.edit} {cheapest.where}, "
+            f"adds {cheapest.params} parameters and {cheapest.macs} MACs",
+            fix="raise budget.params or budget.macs, or offer smaller edits (units)",
+        )
+
+
+def _describe(scored: list[Scored], taken: Measured | None, parent: Architecture) -> dict:
+    """What the journal and the log say of a decision."""
+    if taken is None:
+        return {"edit": "null", "where": "-", "units": None, "key": "null -"}
+    parts = [scored[i] for i in taken.outcome.trial.members]
+    return {
+        "edit": "+".join(dict.fromkeys(p.candidate.edit for p in parts)), "where": ", ".join(p.candidate.where for p in parts),
+        "units": sum(p.candidate.units or 0 for p in parts), "key": parts[0].candidate.key,
+        "predicted": sum(p.gain.nats for p in parts), "stderr": sum(p.gain.stderr**2 for p in parts) ** 0.5,
+        "z": min(p.gain.z for p in parts), "checked": taken.checked, "held": taken.held, "held_stderr": taken.held_stderr,
+        "amplitude": taken.amplitude, "added_params": taken.arch.size - parent.size, "added_macs": taken.arch.macs - parent.macs,
+    }

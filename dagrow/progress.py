@@ -1,0 +1,145 @@
+"""What a search says while it runs, and its tables: live on a terminal, one plain line per step elsewhere, JSON if asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class Progress:
+    """Called with each event's row. Quiet: says nothing but, on stdout, how it ended."""
+
+    @staticmethod
+    def of(as_json: bool, quiet: bool) -> Progress:
+        if as_json:
+            return Json()
+        if quiet:
+            return Progress()
+        return Live() if sys.stderr.isatty() else Lines()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["event"] == "done":
+            print(ending(row), flush=True)
+
+
+class Json(Progress):
+    """Every event as one JSON object on stdout."""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        print(json.dumps(finite(row)), flush=True)
+
+
+class Lines(Progress):
+    """One plain line per step on stderr."""
+
+    def show(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        text = line(row)
+        if text:
+            self.show(text)
+        super().__call__(row)
+
+
+class Live(Lines):
+    """A bar for the stretch of training in progress, the steps' lines above it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+        self.bars = Bars(*columns, console=self.console, transient=True)
+        self.task = self.bars.add_task("start", total=None, note="")
+
+    def __enter__(self) -> Live:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["event"] == "done":
+            self.bars.stop()
+        phase = "final training" if row.get("phase") == "final" else "training"
+        note = f"{row['params']} params" + (f", train {row['epoch_loss']:.4f} nats" if "epoch_loss" in row else "")
+        self.bars.update(self.task, description=phase, completed=row.get("epoch") or 0, total=row.get("epochs") or None, note=note)
+        super().__call__(row)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null instead."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def line(row: dict[str, Any]) -> str:
+    """The line that a step, a roll-back or the end of growth gets; empty for what needs none."""
+    left = ", ".join(f"{v} {k}" for k, v in row.get("left", {}).items())
+    if row["event"] == "step":
+        head = f"step {row['step']:>2}  val {row['val_loss']:.4f}  "
+        if row["edit"] == "null":
+            return f"{head}no edit: {row['note']}"
+        units = f" +{row['units']}" if row["added_params"] > 0 else f" -{row['units']}"
+        return (
+            f"{head}{row['edit']} {row['where']}{units}  predicted {row['predicted']:+.4f} ± {row['stderr']:.4f}, "
+            f"measured {row['checked']:+.4f} nats  {row['params']} params, {row['macs']} MACs  left: {left}"
+        )
+    if row["event"] == "epoch" and row.get("status") == "diverged":
+        return f"training diverged; undone: {row['undone'] or 'the final phase'}"
+    if row["event"] == "final":
+        return f"growth ends: {row['note']}; final training of {row['params']} params"
+    return ""
+
+
+def ending(row: dict[str, Any]) -> str:
+    """What a finished run says for itself."""
+    quality = next(f"{k.removeprefix('test_')} {v:.4f}" for k, v in row.items() if k in ("test_accuracy", "test_r2"))
+    rows = [
+        f"{row['steps']} steps, {row['params']} params, {row['macs']} MACs, {row['seconds']:.1f} s",
+        f"test: {quality}, loss {row['test_loss']:.4f} nats (val {row['val_loss']:.4f}, train {row['train_loss']:.4f})",
+        f"run: {row['run']}",
+        *(f"{name}: {path}" for name, path in row["exports"].items()),
+    ]
+    return "\n".join(rows)
+
+
+def score_table(rows: Sequence[Any]) -> None:
+    """Candidate edits, best first, on stdout."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in (("edit", "left"), ("where", "left"), ("units", "right"), ("gain (nats)", "right"), ("checked", "right"),
+                       ("params", "right"), ("MACs", "right"), ("verdict", "left")):
+        table.add_column(name, justify=side, no_wrap=name != "where", overflow="fold")
+    for r in rows:
+        scored = r.verdict != "unsupported"
+        table.add_row(
+            r.edit, r.where, "" if r.units is None else str(r.units), f"{r.gain:+.4f} ± {r.stderr:.4f}" if scored else "",
+            "" if r.checked is None else f"{r.checked:+.4f}", f"{r.params:+d}", f"{r.macs:+d}", r.verdict + (f": {r.reason}" if r.reason else ""),
+        )
+    Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False).print(table if rows else "no edit is possible here")
+
+
+def eval_table(facts: dict[str, Any]) -> None:
+    """Loss and quality of each fold, and the size, on stdout."""
+    for name in ("train", "val", "test"):
+        loss, *rest = facts[name].items()
+        print(f"{name:<6} loss {loss[1]:.4f} nats" + "".join(f"  {k} {v:.4f}" for k, v in rest))
+    print(f"size   {facts['params']} params, {facts['macs']} MACs")

@@ -1,0 +1,90 @@
+"""What `check`, `show` and `predict` print, as values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dagrow.api import Grown
+from dagrow.graph import Architecture
+from dagrow.growth import Plan
+from dagrow.planning import make_plan
+from dagrow.propose import sites
+from dagrow.report import printable
+from dagrow.spec import Spec, load
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A checked spec: its seed network and how many edits it admits."""
+
+    plan: Plan
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.plan.architecture
+
+    @property
+    def title(self) -> str:
+        data = self.plan.data
+        return (
+            f"{self.plan.spec.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test rows; "
+            f"{data.task}, {data.outputs} output{'s' if data.outputs != 1 else ''}"
+        )
+
+    def counts(self) -> dict[str, int]:
+        """edit -> how many sites it has in the seed network."""
+        found = dict.fromkeys((edit.name for edit, _ in self.plan.edits), 0)
+        for edit, _, _ in sites(self.architecture, self.plan.edits):
+            found[edit.name] += 1
+        return found
+
+    def row(self) -> dict:
+        arch = self.architecture
+        nodes = [
+            {"name": n, "op": node.op, "shape": list(arch.shapes[n]), "macs": arch.derived.macs.get(n, 0)} for n, node in arch.nodes.items()
+        ]
+        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(self.counts().values())}
+
+    def axes_text(self) -> str:
+        arch, counts = self.architecture, self.counts()
+        rows = ["", "axes (units that come and go together):"]
+        for axis in arch.axes.values():
+            writes, reads = (", ".join(dict.fromkeys(u.node for u in uses)) or "-" for uses in (axis.writes, axis.reads))
+            rows.append(f"  {printable(axis.id)}  {axis.size} units, written by {printable(writes)}, read by {printable(reads)}")
+        if not arch.axes:
+            rows.append("  none: every size is fixed by the data")
+        rows += [f"  frozen by {op}: {', '.join(nodes)}" for op, nodes in arch.derived.opaque.items()]
+        rows += ["", "legal edits: " + (", ".join(f"{number} {name}" for name, number in counts.items()) or "none")]
+        return "\n".join(rows)
+
+
+def examine(spec: Spec) -> Facts:
+    return Facts(make_plan(spec))
+
+
+def architecture_of(source: Path, sets: Sequence[str]) -> Architecture:
+    """The network of a run's folder, or the seed network of a spec."""
+    return Grown(source).architecture if source.is_dir() else make_plan(load(source, sets)).architecture
+
+
+def predictions_csv(run: Grown, file: Path) -> str:
+    """One row per row of `file`: "prediction" and a probability per class, or the predicted numbers."""
+    out = run.predict(file)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    classes = run.data.classes
+    if classes:
+        writer.writerow(["prediction", *(f"p({c})" for c in classes)])
+        for p in torch.softmax(out.double(), 1).tolist():
+            writer.writerow([classes[max(range(len(p)), key=p.__getitem__)], *(f"{v:.6g}" for v in p)])
+    else:
+        names = ["prediction"] if out.shape[1] == 1 else [f"prediction{k}" for k in range(out.shape[1])]
+        writer.writerow(names)
+        writer.writerows([[f"{v:.9g}" for v in row] for row in out.tolist()])
+    return text.getvalue()

@@ -1,0 +1,164 @@
+"""What a chooser asks for: apply candidates, search along the line or fine-tune, and measure by real forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dagrow.applying import Applied, apply, refresh_norms
+from dagrow.compiler import compile_architecture, parameters_by_name, weights_of
+from dagrow.data import Fold
+from dagrow.graph import Architecture, Refusal
+from dagrow.losses import Loss
+from dagrow.propose import Limits, Scored
+from dagrow.select import Outcome, Trial
+from dagrow.train import Moments, Optimizer, Session, outputs, train_epoch
+
+AMPLITUDES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained, whatever the architecture: optimizer and its options, loss, batch, gradient clipping."""
+
+    optimizer: type[Optimizer]
+    options: object
+    loss: Loss
+    batch: int
+    clip: float | None = None
+
+    def epoch(self, arch: Architecture, weights: Mapping[str, Tensor], moments: Moments, fold: Fold, rates, seed: int, path: tuple):
+        """One epoch from values to values: (weights, moments, report)."""
+        device = fold.x.device
+        model = compile_architecture(arch, {n: w.to(device) for n, w in weights.items()})
+        placed = {slot: {n: m.to(device) for n, m in named.items()} for slot, named in moments.items()}
+        with Session(self.optimizer, self.options, parameters_by_name(model), placed) as session:
+            report = train_epoch(
+                model, session, fold, self.loss, batch=self.batch, rates=rates, seed=seed, path=path, clip=self.clip
+            )
+            after = session.moments()
+        return {n: w.cpu() for n, w in weights_of(model).items()}, {s: {n: m.cpu() for n, m in named.items()} for s, named in after.items()}, report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trial made: the network it gives, and what it changed. `checked` on training rows, `held` on rows never trained on."""
+
+    outcome: Outcome
+    arch: Architecture | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    moments: Moments = field(default_factory=dict, repr=False)
+    checked: float = 0.0
+    held: float = 0.0
+    held_stderr: float = 0.0
+    amplitude: float = 1.0
+
+
+@dataclass
+class Bench:
+    """Makes trials on one parent network, one after another; the parent is left as it is."""
+
+    arch: Architecture
+    weights: Mapping[str, Tensor]
+    moments: Moments
+    candidates: Sequence[Scored]
+    recipe: Recipe
+    limits: Limits
+    train: Fold
+    rows: Fold
+    held: Fold
+    lr: float
+    seed: int
+    path: tuple[int | str, ...]
+    spent: int = 0
+
+    def __post_init__(self) -> None:
+        self._before = self._nats(self.arch, self.weights)
+        self._tuned: dict[int, Tensor] = {}
+
+    def _each(self, arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, beta: float = 1.0, variance: float | None = None) -> Tensor:
+        out = outputs(compile_architecture(arch, weights), fold.x)
+        return self.recipe.loss.each(out, fold.y, beta=beta, variance=variance).double()
+
+    def _nats(self, arch: Architecture, weights: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Mean nats on (training rows, held-out rows)."""
+        model, loss = compile_architecture(arch, weights), self.recipe.loss
+        return tuple(float(loss.nats(outputs(model, f.x), f.y)) for f in (self.rows, self.held))
+
+    def make(self, trial: Trial) -> Measured:
+        """Any failure is an outcome with a status; nothing is raised for a candidate that does not work."""
+        parts = [self.candidates[i].part for i in trial.members]
+        if not any(parts):
+            return Measured(Outcome(trial, 0.0, 0.0), self.arch, dict(self.weights), self.moments)
+        applied = apply(
+            self.arch, self.weights, self.moments, self.recipe.optimizer.slots, [p for p in parts if p], (self.seed, *self.path, "newborn")
+        )
+        if isinstance(applied, Refusal):
+            return Measured(Outcome(trial, 0.0, 0.0, "refused"))
+        if not self.limits.admit(applied.arch) and applied.arch.size > self.arch.size:
+            return Measured(Outcome(trial, 0.0, 0.0, "too dear"))
+        try:
+            return self._measured(trial, applied, any(p.site.form.grows for p in parts if p))
+        except (RuntimeError, ValueError) as error:  # a CPU out of memory is a plain RuntimeError
+            return Measured(Outcome(trial, 0.0, 0.0, f"failed: {str(error).splitlines()[0][:80]}"))
+
+    def _measured(self, trial: Trial, applied: Applied, grows: bool) -> Measured:
+        amplitude = self._line(applied) if grows else 1.0
+        weights = refresh_norms(applied.arch, applied.weights(amplitude), self.rows)
+        train, held = self._nats(applied.arch, weights)
+        checked, drop = self._before[0] - train, self._before[1] - held
+        error = self._paired(applied.arch, weights, self.weights)
+        gain = checked
+        if trial.epochs:
+            weights_tuned = self._fine_tune(applied.arch, weights, applied.moments, trial.epochs)
+            gain, error = self._over_parent(applied.arch, weights_tuned, trial.epochs)
+        finite = all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
+        status = "ok" if finite and torch.isfinite(torch.tensor([gain, error])).all() else "nonfinite"
+        if status == "ok" and grows and drop < -error:
+            status = "worse on held-out rows"
+        return Measured(Outcome(trial, gain, error, status), applied.arch, weights, applied.moments, checked, drop, error, amplitude)
+
+    def _line(self, applied: Applied) -> float:
+        """The fan-out's amplitude with the lowest loss on training rows, by real forwards; 0 where none lowers it."""
+        losses = {0.0: self._before[0]}
+        model = compile_architecture(applied.arch, applied.full)
+        live = {**parameters_by_name(model)}
+        for amplitude in AMPLITUDES:
+            with torch.no_grad():
+                for name, w in applied.weights(amplitude).items():
+                    if name in live:
+                        live[name].copy_(w)
+            losses[amplitude] = float(self.recipe.loss.nats(outputs(model, self.rows.x), self.rows.y))
+        best = min(losses, key=lambda a: (losses[a] if losses[a] == losses[a] else float("inf"), a))
+        # At amplitude 0 and a ReLU fan-in the newborn still trains: its fan-out has a gradient.
+        return best
+
+    def _paired(self, arch: Architecture, weights, before) -> float:
+        """Standard error of the change on held-out rows, paired by row."""
+        loss = self.recipe.loss
+        variance = loss.variance(outputs(compile_architecture(self.arch, before), self.held.x), self.held.y)
+        change = self._each(self.arch, before, self.held, variance=variance) - self._each(arch, weights, self.held, variance=variance)
+        return float(change.std() / len(change) ** 0.5)
+
+    def _fine_tune(self, arch: Architecture, weights, moments: Moments, epochs: int) -> dict[str, Tensor]:
+        for epoch in range(epochs):
+            weights, moments, report = self.recipe.epoch(
+                arch, weights, moments, self.train, lambda _: self.lr, self.seed, (*self.path, "trial", epoch)
+            )
+            self.spent += 3 * arch.macs * report.samples
+        return weights
+
+    def _over_parent(self, arch: Architecture, weights, epochs: int) -> tuple[float, float]:
+        """(gain, standard error) on held-out rows over the parent trained as long, in the same order of rows."""
+        if epochs not in self._tuned:
+            self._tuned[epochs] = self._fine_tune(self.arch, self.weights, self.moments, epochs)
+        parent, loss = self._tuned[epochs], self.recipe.loss
+        old = outputs(compile_architecture(self.arch, parent), self.held.x)
+        new = outputs(compile_architecture(arch, weights), self.held.x)
+        variance = loss.variance(old, self.held.y)
+        change = loss.each(old, self.held.y, variance=variance).double() - loss.each(new, self.held.y, variance=variance).double()
+        gain = float(loss.nats(old, self.held.y)) - float(loss.nats(new, self.held.y))
+        return gain, float(change.std() / len(change) ** 0.5)
