@@ -12,6 +12,7 @@ from dagrow.check.names import nodes_of, options_of
 from dagrow.errors import GraphError, Problem
 from dagrow.spec import Spec
 from dagrow.spec.explaining import did_you_mean
+from dagrow.spec.tree import MOST_PROBLEMS
 
 if TYPE_CHECKING:
     from dagrow.graph import Architecture, Node
@@ -100,8 +101,9 @@ def _lost(spec: Spec, problems: list[Problem]) -> bool:
     """Inputs that are not there; whether there are any."""
     there = ["input", *spec.model.nodes]
     instances = sorted({name.rsplit(".", k)[0] for name in there for k in range(1, name.count(".") + 1)})
-    lost = [(name, k, i) for name, row in spec.model.nodes.items() for k, i in enumerate(row.inputs) if i not in set(there)]
-    for name, k, i in lost:
+    known = frozenset(there)
+    lost = [(name, k, i) for name, row in spec.model.nodes.items() for k, i in enumerate(row.inputs) if i not in known]
+    for name, k, i in lost[: 2 * MOST_PROBLEMS]:
         hint = did_you_mean(i, [n for n in (*there, *instances) if n != name], "")
         problems.append(spec.problem_at(("model", "nodes", name, "in", k), f"{name!r} reads {i[:80]!r}, which is not a node", hint or None))
     return bool(lost)

@@ -49,10 +49,12 @@ def _data(tree: Tree, source: Source) -> Tree:
     if not isinstance(tree.value, dict):
         return tree
     known = [name for name in DataSpec.model_fields if name != "options"]
-    for key in [key for key in tree.value if key not in known]:
-        source.report(tree.key(key), f"unknown key {key!r} in data",
-                      did_you_mean(key, known, f"an option of the source goes with its name: source: {{name: …, {key[:40]}: …}}"))
-        tree = tree.without(key)
+    unknown = [key for key in tree.value if key not in known]
+    for key in unknown:
+        beside = f"an option of the source goes with its name: source: {{name: …, {key[:40]}: …}}"
+        near = did_you_mean(key, known, "")
+        source.report(tree.key(key), f"unknown key {key[:80]!r} in data", f"{near} Or, {beside}" if near else beside)
+    tree = tree.without(*unknown)
     if (chosen := tree.get("source")) is not None:
         full = _choice(chosen, source, "data.source")
         tree = tree.having("source", full.value["name"], tree.key("source")).having("options", full.value["options"], tree.key("source"))
@@ -78,8 +80,11 @@ def _score(tree: Tree, source: Source) -> Tree:
         chosen = Tree("natural", tree.place)
     full = _choice(chosen, source, "score.by", default="natural")
     inner = full.value["options"]
+    if "name" in options.value:
+        source.report(options.key("name"), "unknown key 'name' in score", "which scorer is said by: by")
+        options = options.without("name")
     full.value["options"] = Tree({**inner.value, **options.value}, inner.place, {**inner.keys, **options.keys})
-    rest = tree.without(*options.value)
+    rest = tree.without("name", *options.value)
     return rest.having("by", full, tree.key("by"))
 
 

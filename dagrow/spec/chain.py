@@ -7,6 +7,8 @@ import re
 from dagrow.spec.scalars import resolve
 from dagrow.spec.tree import Place, Source, Tree, mapping
 
+MOST_WORDS = 32
+
 
 def chain(layers: Tree, first: str, macros: set[str], source: Source) -> Tree:
     """The nodes of a chain that starts at the node `first`: linear1, relu1, linear2, …"""
@@ -59,8 +61,8 @@ def _item(row: Tree, macros: set[str], source: Source) -> Tree | None:
 def _text(row: Tree, macros: set[str], source: Source) -> Tree | None:
     text = row.value
     words = list(re.finditer(r"\S+", text))
-    if not words:
-        source.report(row.place, "an empty layer", "such as: linear 8")
+    if not 1 <= len(words) <= MOST_WORDS:
+        source.report(row.place, f"a layer has 1 to {MOST_WORDS} words, not {len(words)}", "such as: linear 8")
         return None
     exact = row.place.line is not None and row.place.width == len(text)
 

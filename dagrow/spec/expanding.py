@@ -47,6 +47,7 @@ class _Expansion:
         self.places: dict[str, Place] = {}
         self.aliases: dict[str, str] = {}
         self.macros: dict[str, Tree] = {}
+        self.made = 0  # nodes, and uses of macros: those that make no nodes come to an end too
         if macros is not None and not isinstance(macros.value, dict):
             source.report(macros.place, f"macros is a mapping, not {macros.kind}")
         elif macros is not None:
@@ -143,8 +144,7 @@ class _Expansion:
         return full
 
     def _node(self, name: str, item: Tree, place: Place, scope: _Scope) -> None:
-        if len(self.nodes) >= MOST_EXPANDED:
-            raise _TooMany
+        self._count()
         op = self._substituted(item.get("op"), scope) if "op" in item.value else None
         if op is None:
             self.source.report(place, f"the node {name!r} has no op", "such as: {op: relu, in: …}")
@@ -161,6 +161,11 @@ class _Expansion:
         if (positional := item.get("positional")) is not None:
             node.value["positional"] = self._substituted(positional, scope)
         self.nodes[scope.prefix + name], self.places[scope.prefix + name] = node, place
+
+    def _count(self) -> None:
+        self.made += 1
+        if self.made > MOST_EXPANDED:
+            raise _TooMany
 
     def _inputs(self, name: str, item: Tree, place: Place, scope: _Scope) -> tuple[Tree, ...]:
         given = item.get("in")
@@ -242,6 +247,7 @@ class _Expansion:
         full = scope.prefix + name
         self.places[full] = place
         for k, prefix in enumerate(self._repeats(item, full, scope)):
+            self._count()
             inner = _Scope(f"{prefix}.", use.value, frozenset(body.value), params, inputs, (*scope.stack, use.value), scope)
             output = self._expand(body, inner)
             if output is None:

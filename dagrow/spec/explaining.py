@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pydantic
 
 from dagrow.errors import nearest
-from dagrow.spec.tree import Path
+from dagrow.spec.tree import MOST_PROBLEMS, Path
 
+# Comparing with more names than these takes long, and a spec that has them is no spec.
+MOST_KNOWN = 300
 PLAIN = {
     "int_type": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false",
     "bool_parsing": "true or false", "int_parsing": "a whole number", "float_parsing": "a number", "int_from_float": "a whole number",
@@ -23,7 +25,7 @@ BOUNDS = {
 
 def did_you_mean(name: str, known: Iterable[str], else_: str | None = None) -> str | None:
     """The hint for a name that is not known."""
-    known = list(known)
+    known = list(known)[:MOST_KNOWN]
     near = nearest(str(name)[:80], known)
     if near:
         return f"did you mean {near!r}?"
@@ -50,7 +52,7 @@ def phrases(error: pydantic.ValidationError, owner: str, fields: Callable[[Path]
     Of the branches of a union, only the first error of each path is told.
     """
     rows: dict[tuple, tuple[Path, str, str | None, bool]] = {}
-    for found in error.errors(include_url=False):
+    for found in error.errors(include_url=False)[: 2 * MOST_PROBLEMS]:
         path, message, hint, key = _phrase(found, owner, fields)
         rows.setdefault((path, found["type"] == "missing" and str(found["loc"][-1])), (path, message, hint, key))
     # a misspelt key is not missing as well

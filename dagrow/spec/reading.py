@@ -42,13 +42,15 @@ def read_file(path: Path, file: str) -> str:
             pass
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError([Problem(f"cannot be read: {reason}", hint=f"did you mean {path.with_name(near)}?" if near else None)], file) from None
-    with os.fdopen(handle, "rb") as stream:
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise SpecError([Problem("cannot be read: not a regular file")], file)
-        try:
+        with os.fdopen(os.dup(handle), "rb") as stream:
             data = stream.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise SpecError([Problem(f"cannot be read: {error.strerror}")], file) from None
+    except OSError as error:
+        raise SpecError([Problem(f"cannot be read: {error.strerror}")], file) from None
+    finally:
+        os.close(handle)
     try:
         text = data[:MOST_BYTES].decode("utf-8-sig") if len(data) <= MOST_BYTES else " " * len(data)
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dagrow.errors import Problem, SpecError
@@ -86,10 +86,10 @@ def plant(value, path: Path = (), left: list[int] | None = None) -> Tree:
     left[0] -= 1
     left[1] -= len(value) if isinstance(value, str) else 1
     if left[0] < 0 or left[1] < 0 or len(path) > MOST_DEPTH:
-        raise SpecError([Problem(f"{place.label[:80]}: too large: at most {MOST_NODES:,} values, {MOST_DEPTH} deep, {MOST_BYTES // 1024} KiB")])
+        raise _never(Place(label=place.label[:80]), f"too large: at most {MOST_NODES:,} values, {MOST_DEPTH} deep, {MOST_BYTES // 1024} KiB")
     if value is None or isinstance(value, (bool, int, float)) and type(value) in (bool, int, float):
         if type(value) is int and value.bit_length() > 1024:
-            raise SpecError([Problem(f"{place.label[:80]}: a number of {value.bit_length()} bits is too long")])
+            raise _never(place, f"a number of {value.bit_length()} bits is too long")
         return Tree(value, place)
     if isinstance(value, str):
         return Tree(str(value), place)
@@ -98,19 +98,19 @@ def plant(value, path: Path = (), left: list[int] | None = None) -> Tree:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise SpecError([Problem(f"{place.label or 'spec'}: keys are text, not {type(key).__name__}")])
+                raise _never(place, f"keys are text, not {type(key).__name__}")
         return Tree({k: plant(v, (*path, k), left) for k, v in value.items()}, place, {k: Place(label=dotted((*path, k))) for k in value})
     if isinstance(value, (list, tuple)):
         return Tree([plant(v, (*path, i), left) for i, v in enumerate(value)], place)
-    raise SpecError([Problem(f"{place.label or 'spec'}: a {type(value).__name__} cannot stand in a spec",
-                             hint="text, numbers, true/false, null, lists and mappings can")])
+    raise _never(place, f"a {type(value).__name__} cannot stand in a spec", "text, numbers, true/false, null, lists and mappings can")
+
+
+def _never(place: Place, message: str, hint: str | None = None) -> SpecError:
+    return SpecError([Source().problem(place, message, hint)])
 
 
 def dotted(path: Sequence[str | int]) -> str:
     return ".".join(str(p) for p in path)
-
-
-Report = Callable[..., None]
 
 
 class Source:
@@ -119,10 +119,12 @@ class Source:
     def __init__(self, text: str = "", file: str = "spec"):
         self.file = printable(file)
         self.lines = BREAKS.split(text) if text else []
-        self.problems: list[Problem] = []
+        self.problems: dict[Problem, None] = {}
 
     def problem(self, place: Place, message: str, hint: str | None = None) -> Problem:
-        """The Problem at a place."""
+        """The Problem at a place. Whatever a spec holds, what is printed of it is printable."""
+        message = printable(message)
+        hint = "\n".join(map(printable, hint.split("\n"))) if hint else None
         if place.line is None:
             return Problem(f"{printable(place.label)}: {message}" if place.label else message, hint=hint)
         line = self.lines[place.line - 1] if place.line <= len(self.lines) else ""
@@ -131,10 +133,10 @@ class Source:
         return Problem(message, place.line, place.column, printable(line[:WIDEST_EXCERPT]), min(place.width, WIDEST_EXCERPT), hint)
 
     def report(self, place: Place, message: str, hint: str | None = None) -> None:
-        """Notes a problem; the same one at the same place (a macro used twice) once."""
-        found = self.problem(place, message, hint)
-        if found not in self.problems:
-            self.problems.append(found)
+        """Notes a problem; the same one at the same place (a macro used twice) once. Raises SpecError when there are too many."""
+        self.problems[self.problem(place, message, hint)] = None
+        if len(self.problems) >= 2 * MOST_PROBLEMS:
+            self.stop()
 
     def stop(self) -> None:
         """Raises SpecError with what was noted, if anything."""
@@ -142,11 +144,11 @@ class Source:
             raise SpecError(gathered(self.problems), self.file)
 
 
-def gathered(problems: Sequence[Problem]) -> list[Problem]:
+def gathered(problems: Iterable[Problem]) -> list[Problem]:
     """In the order of the file, each once, with a last line for those beyond the first fifty."""
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.column or 0))
     more = len(ordered) - MOST_PROBLEMS
-    return ordered if more <= 0 else [*ordered[:MOST_PROBLEMS], Problem(f"and {more} more problems")]
+    return ordered if more <= 0 else [*ordered[:MOST_PROBLEMS], Problem(f"and {more} more problems, or more")]
 
 
 def printable(text: str) -> str:
