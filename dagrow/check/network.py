@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from dagrow.graph import Architecture, Node
 
 # A network beyond these is not a small one, and tracing it would take real memory.
-MOST_PARAMS = 2**28
+MOST_PARAMS = 2**26
 MOST_ACTIVATIONS = 2**26
 LONGEST_CHAIN = 6
 
 
 def network_of(spec: Spec, input_shape: Sequence[int] | None, outputs: int | None, problems: list[Problem]) -> Architecture | None:
+    before = len(problems)
     known: list[Problem] = []
     rows = nodes_of(spec, known)
     problems += [p for p in known if p not in problems]
@@ -33,14 +34,14 @@ def network_of(spec: Spec, input_shape: Sequence[int] | None, outputs: int | Non
     from dagrow.graph.node import Node
 
     nodes = {"input": Node("input", (), shape)} | {name: Node(op, inputs, attrs) for name, (op, inputs, attrs) in rows.items()}
-    before = len(problems)
     lost = _lost(spec, problems)
     _wiring(spec, nodes, problems)
     # a name that leads nowhere makes ends and dead nodes of others, which need no telling
     output = _output(spec, nodes, [] if lost else problems)
-    shapes = _shapes(spec, nodes, problems)
+    shapes, size = _shapes(spec, nodes, problems)
     if output in shapes and outputs is not None and shapes[output] != (outputs,):
         problems.append(_wrong_end(spec, nodes[output], output, shapes, nodes, outputs))
+    _within(spec, "params", size, "parameters", problems)
     if len(problems) > before or known:
         return None
     return _architecture(spec, nodes, output, problems)
@@ -51,16 +52,20 @@ def _architecture(spec: Spec, nodes: Mapping[str, Node], output: str, problems: 
 
     try:
         arch = Architecture(nodes, output)
-        size, macs = arch.size, arch.macs
+        macs = arch.macs
     except GraphError as error:
         problems.append(spec.problem_at(("model", "nodes", error.node) if error.node else ("model",), error.message, error.fix, key=True))
         return None
-    for key, has, what in (("params", size, "parameters"), ("macs", macs, "MACs")):
-        limit = getattr(spec.budget, key)
-        if limit is not None and has > limit:
-            problems.append(spec.problem_at(
-                ("budget", key), f"the seed network has {has:,} {what}, the budget allows {limit:,}", f"start smaller, or set budget.{key} to more than {has}"))
+    _within(spec, "macs", macs, "MACs", problems)
     return arch
+
+
+def _within(spec: Spec, key: str, has: int, what: str, problems: list[Problem]) -> None:
+    """A seed network larger than the budget."""
+    limit = getattr(spec.budget, key)
+    if limit is not None and has > limit:
+        problems.append(spec.problem_at(
+            ("budget", key), f"the seed network has {has:,} {what}, the budget allows {limit:,}", f"start smaller, or set budget.{key} to {has} or more"))
 
 
 def _input_shape(spec: Spec, given: Sequence[int] | None, problems: list[Problem]):
@@ -150,8 +155,8 @@ def _output(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> s
     return output
 
 
-def _shapes(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> dict[str, tuple[int, ...]]:
-    """The shapes that can be known, each node on its own, on torch's meta device: nothing is allocated."""
+def _shapes(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> tuple[dict[str, tuple[int, ...]], int]:
+    """(the shapes that can be known, parameters), each node on its own, on torch's meta device: nothing is allocated."""
     import torch
     from torch import nn
 
@@ -187,9 +192,9 @@ def _shapes(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> d
                     count, what, most = (total, "parameters", MOST_PARAMS) if total > MOST_PARAMS else (values, "values for each row", MOST_ACTIVATIONS)
                     problems.append(spec.problem_at(("model", "nodes", name), f"with {name!r} the network has {count:,} {what}, more than {most:,}",
                                                     "dagrow starts small and grows", key=True))
-                    return shapes
+                    return shapes, 0
                 shapes[name] = shape
-    return shapes
+    return shapes, total
 
 
 def _misfit(spec: Spec, name: str, message: str, fix: str | None, nodes: Mapping[str, Node], shapes: Mapping) -> Problem:
