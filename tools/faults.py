@@ -97,7 +97,8 @@ def f2(bench: Bench) -> Cases:
                 os.close(mouth)
                 time.sleep(bench.dice.uniform(0, bench.seconds))
                 child.signal(signal.SIGKILL)
-                code, _ = child.wait()
+                # Nobody can stop what a killed process had started, but it must come to its own end.
+                code, _ = child.wait(linger=60)
                 told = len(os.read(ear, 1 << 16))
                 os.close(ear)
                 killed += code == -signal.SIGKILL

@@ -133,8 +133,11 @@ class Child:
         finally:
             os._exit(code)
 
-    def wait(self, seconds: float = LIMIT) -> tuple[int, str]:
-        """Exit status (negative: the signal it died of) and output. Raises Failed if it hangs or leaves processes."""
+    def wait(self, seconds: float = LIMIT, linger: float = 2.0) -> tuple[int, str]:
+        """Exit status (negative: the signal it died of) and output.
+
+        Raises Failed if it runs for more than `seconds`, or if processes it started outlive it by more than `linger`.
+        """
         end = time.monotonic() + seconds
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -144,7 +147,7 @@ class Child:
                 self.kill()
                 raise Failed(f"still running after {seconds:g} s")
             time.sleep(0.002)
-        orphans = self._orphans()
+        orphans = self._orphans(linger)
         text = b""
         while select.select([self.output], [], [], 0)[0] and (more := os.read(self.output, 1 << 20)):
             text += more
@@ -153,8 +156,8 @@ class Child:
             raise Failed("it left processes behind")
         return os.waitstatus_to_exitcode(status), text.decode(errors="replace")
 
-    def _orphans(self) -> bool:
-        for _ in range(100):
+    def _orphans(self, linger: float) -> bool:
+        for _ in range(max(1, round(linger / 0.02))):
             try:
                 os.killpg(self.pid, 0)
             except (ProcessLookupError, PermissionError):
