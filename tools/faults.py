@@ -341,6 +341,8 @@ def main() -> int:
             failed += report(name, bench, asked.json)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if preload:
+            shutil.rmtree(Path(os.environ["LD_PRELOAD"]).parent, ignore_errors=True)
     return int(failed > 0)
 
 
