@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture
-from dagrow.graph.node import Node
+from dagrow.graph.node import Module, Node
 from dagrow.graph.node import build as build_node
 
 
@@ -30,8 +31,18 @@ def grouped(node: Node) -> bool:
 
 def kernel_shape(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of the weight of an affine node for an input of `shape`: (units, fan-in channels, *kernel)."""
+    return tuple(template(node, shape).weight.shape)
+
+
+def template(node: Node, *shapes: Sequence[int]) -> Module:
+    """The node's module for inputs of `shapes`, without values (on meta); built once, and only ever called functionally."""
+    return _template(node.op, node.attrs, tuple(tuple(s) for s in shapes))
+
+
+@lru_cache(maxsize=4096)
+def _template(op: str, attrs, shapes: tuple[tuple[int, ...], ...]) -> Module:
     with torch.device("meta"):
-        return tuple(build_node(node, [tuple(shape)], "?").weight.shape)
+        return build_node(Node(op, (), attrs), shapes, op)
 
 
 def features(node: Node, x: Tensor) -> Tensor:
@@ -53,8 +64,7 @@ def with_units(node: Node, shape: Sequence[int], units: int, fan_in: int | None 
     """The affine node's module on meta with another number of units (and, grouped, another fan-in)."""
     weight = kernel_shape(node, shape) if fan_in is None else (0, fan_in, 0)
     attrs = node.rule.resize(node.attrs, {"weight": (units, *weight[1:])}, tuple(shape))
-    with torch.device("meta"):
-        return node.rule.build(attrs, tuple(shape))
+    return _template(node.op, attrs, (tuple(shape),))
 
 
 def call(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,7 +122,7 @@ def propagate(
                 total = total + other
             values[name] = total
         else:
-            module = build_node(node, [tuple(i.shape[1:]) for i in inputs], name)
+            module = template(node, *(i.shape[1:] for i in inputs))
             if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
                 raise Unsupported(f"{node.op} on the path mixes units")
             values[name] = module(*inputs)

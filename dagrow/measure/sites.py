@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from dagrow.graph import Architecture
-from dagrow.graph.node import build as build_node
-from dagrow.measure.features import Unsupported, call, features, flat, propagate, with_units
+from dagrow.measure.features import Unsupported, call, features, flat, propagate, template, with_units
 
 if TYPE_CHECKING:
     from dagrow.measure.evidence import Pass
@@ -58,8 +57,7 @@ class Units:
         change: dict[str, Tensor] = {}
         arrived = propagate(self.frame, self, born)
         for r, target in zip(self.readers, self.targets, strict=True):
-            with torch.device("meta"):
-                module = build_node(self.frame.nodes[r], [tuple(arrived[r].shape[1:])], r)
+            module = template(self.frame.nodes[r], arrived[r].shape[1:])
             made = flat(call(module, arrived[r], values[f"{r}.weight", 1], None))
             change[target] = change[target] + made if target in change else made
         return change

@@ -74,9 +74,10 @@ class Natural(Scorer):
             memo["directions"] = self._directions(form, sources, seen)
         found: Directions = memo["directions"]
         if found.blind:
-            if units not in memo:
-                memo[units] = self._exact(form, seen, units, (*key, site.key, units))
-            alpha = memo[units]
+            # Searched once, for the most units on offer; fewer are the best of those.
+            if "exact" not in memo:
+                memo["exact"] = self._exact(form, seen, max(*site.units, units), (*key, site.key))
+            alpha = memo["exact"] if len(memo["exact"]) == units else best_units(form, sources, seen, memo["exact"], units)
         else:
             alpha = best_units(form, sources, seen, torch.cat([found.alpha[: 2 * units], -found.alpha[: 2 * units]]), units)
         return proposal_of(form, sources, seen, alpha)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dagrow.graph.node import build as build_node
 from dagrow.measure import Pass, Units, features, flat, propagate
-from dagrow.measure.features import Unsupported, call, grouped
+from dagrow.measure.features import Unsupported, call, grouped, template
 from dagrow.scores import Block
 
 # A design matrix may have this many values: 160 MB in fp64.
@@ -109,8 +108,7 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
     for r, target in zip(form.readers, form.targets, strict=True):
         x = arrived[r]
         node = form.frame.nodes[r]
-        with torch.device("meta"):
-            module = build_node(node, [tuple(x.shape[1:])], r)
+        module = template(node, x.shape[1:])
         v = seen.bottleneck(target)
         weight = torch.zeros(module.weight.shape, dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
