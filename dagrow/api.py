@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagrow import export, report
+from dagrow import check, export, report
 from dagrow import spec as specs
 from dagrow.compiler import Deployed, compile_architecture
 from dagrow.data import Dataset
@@ -57,7 +57,7 @@ class Grown:
 
     @cached_property
     def plan(self) -> Plan:
-        return self._plan or make_plan(spec_of(self._run))
+        return self._plan or make_plan(check.check(spec_of(self._run)))
 
     @property
     def data(self) -> Dataset:
@@ -154,6 +154,14 @@ def spec_of(run: Run) -> Spec:
     return specs.load(run.spec, sets, folder=run.manifest.get("folder"))
 
 
+def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] = ()) -> check.Checked:
+    """The spec with its data and seed network. Raises SpecError with everything that is wrong."""
+    if isinstance(source, Spec):
+        source = source if not sets else specs.load(source.to_dict(), sets, source.folder)
+        return check.check(source)
+    return check.load(source, sets)
+
+
 def free_folder(name: str) -> Path:
     """runs/NAME, or the first of runs/NAME-2, … that nothing lies in."""
     folder, number = Path("runs") / name, 1
@@ -185,10 +193,8 @@ def search(
     >>> run.finished, run.model(run.data.test.x).shape[1]
     (True, 3)
     """
-    found = spec if isinstance(spec, Spec) else specs.load(spec, sets)
-    if seed is not None:
-        found = found.model_copy(update={"seed": seed})
-    plan = make_plan(found)
+    checked = checked_of(spec, [*sets, *([f"seed={seed}"] if seed is not None else [])])
+    plan, found = make_plan(checked), checked.spec
     check_device(device)
     folder = Path(out) if out is not None else free_folder(found.name)
     about = manifest(found.digest, plan.data.digest, device) | {"folder": str(found.folder.absolute()) if found.folder else None}
@@ -209,7 +215,7 @@ def resume(
     with Run.open(folder, write=True) as run:
         if sets:
             specs.load(run.spec, sets)  # refused before anything is written
-        plan = make_plan(spec_of(run))
+        plan = make_plan(check.check(spec_of(run)))
         device = run.manifest.get("device", "cpu")
         check_device(device)
         now = manifest(run.manifest["spec"], plan.data.digest, device) | {"folder": run.manifest.get("folder")}
@@ -222,7 +228,7 @@ def resume(
             run.commit("different", {"now": now})
         if sets:
             run.commit("extended", {"sets": list(sets)})
-            plan = make_plan(spec_of(run))
+            plan = make_plan(check.check(spec_of(run)))
         return _grow(plan, run, device, listen)
 
 
@@ -235,14 +241,13 @@ def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
             if event.kind != "done":
                 tell(event_row(event, plan))
             stopping.check(_saved(run))
-    done = Grown(run.folder, plan)
-    paths = {}
-    for form in plan.spec.export:
-        path, _ = done.export(form.name, **form.options)
-        paths[form.name] = str(path)
-    row = event_row(done._events[-1], plan)
-    row |= {"run": str(run.folder), "seconds": sum(e.times.get("seconds", 0.0) for e in done._events), "exports": paths}
-    tell(row)
+        work.tidy()
+        done, paths = Grown(run.folder, plan), {}
+        for form in plan.spec.export:
+            paths[form.name] = str(done.export(form.name, **form.options)[0])
+            stopping.check(_saved(run))
+    end = done.history[-1]
+    tell({**end, "run": str(run.folder), "seconds": sum(row["seconds"] for row in done.history), "exports": paths})
     return done
 
 
@@ -295,7 +300,7 @@ def score(source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[
         return _scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top)
     if isinstance(source, str | os.PathLike) and "\n" not in str(source) and Path(source).is_dir():
         return score(Grown(source), top=top)
-    plan = make_plan(source if isinstance(source, Spec) else specs.load(source, sets))
+    plan = make_plan(checked_of(source, sets))
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", {}, {}) as run, graceful() as stopping:
         work = Search(plan, run)
         while work.network is None or work.state.epoch < work.state.epochs:

@@ -38,9 +38,8 @@ def put(row: dict[str, Any]) -> None:
 def check(spec: SpecFile, sets: Sets = None, as_json: AsJson = False) -> None:
     """Validate a spec; show every node with its shape, parameters and MACs, the axes, and how many edits are legal. Trains nothing."""
     from dagrow import report, showing
-    from dagrow.spec import load
 
-    facts = showing.examine(load(spec, sets or ()))
+    facts = showing.examine(spec, sets or ())
     if as_json:
         put(facts.row())
     else:
@@ -87,7 +86,7 @@ def resume(
 def score(
     source: Either,
     sets: Sets = None,
-    top: Annotated[Optional[int], typer.Option("--top", min=1, metavar="N", help="Only the best N.")] = None,  # noqa: UP045
+    top: Annotated[Optional[int], typer.Option("--top", min=1, metavar="N", help="Only the best N; left out: 15, with --json all.")] = None,  # noqa: UP045
     as_json: AsJson = False,
 ) -> None:
     """Where the network lacks capacity: candidate edits, gain in nats per sample ± error, what they cost, and the verdict."""
@@ -99,7 +98,7 @@ def score(
         for row in rows:
             put(row.__dict__)
     else:
-        score_table(rows)
+        score_table(rows, top or 15)
 
 
 @app.command("eval")
@@ -187,7 +186,7 @@ for _verb, _package in (("ops", "ops"), ("edits", "edits"), ("scores", "scores")
 @app.command()
 def schema() -> None:
     """JSON Schema of a spec, for editors."""
-    from dagrow.check import schema as full
+    from dagrow.spec import schema as full
 
     print(json.dumps(full(), indent=2))
 

@@ -329,17 +329,22 @@ class Search:
         self.elapsed += seconds
         event = self.run.commit(kind, payload, tensors, {"seconds": seconds})
         if kind in ("step", "final", "done"):
-            self.run.prune(self._keep)
-            self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
+            self.tidy()
         return event
 
+    def tidy(self) -> None:
+        """Drops tensors that nothing can ask for any more, and lets the chooser show its state. Safe to repeat."""
+        self.run.prune(self._keep)
+        self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
+
     def _keep(self, event: Event) -> list[str]:
-        last = self.run.events()[-1]
-        best = (self.state.best or {}).get("seq")
-        edit = next((e.seq for e in reversed(self.run.events()) if e.kind in ("step", "final")), None)
-        if event.seq in (last.seq, best, edit):
+        """All of the last event, of the last decision and of the best one; of other decisions the network each began with."""
+        events = self.run.events()
+        last = next(e.seq for e in reversed(events) if e.blobs)
+        decided = next((e.seq for e in reversed(events) if e.kind in ("step", "final")), None)
+        if event.seq in (last, decided, (self.state.best or {}).get("seq")):
             return list(event.blobs)
-        return [g for g in event.blobs if g == "weights" and event.kind in ("step", "final", "done")]
+        return [g for g in event.blobs if g == "before_weights"]
 
 
 def load_network(run: Run, event: Event, prefix: str = "") -> Network:

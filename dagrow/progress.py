@@ -122,8 +122,10 @@ def ending(row: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def score_table(rows: Sequence[Any]) -> None:
-    """Candidate edits, best first, on stdout."""
+def score_table(rows: Sequence[Any], most: int | None = None) -> None:
+    """Candidate edits, best first, on stdout; at most `most` of them."""
+    left = len(rows) - len(rows[:most])
+    rows = rows[:most]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in (("edit", "left"), ("where", "left"), ("units", "right"), ("gain (nats)", "right"), ("checked", "right"),
                        ("params", "right"), ("MACs", "right"), ("verdict", "left")):
@@ -134,7 +136,11 @@ def score_table(rows: Sequence[Any]) -> None:
             r.edit, r.where, "" if r.units is None else str(r.units), f"{r.gain:+.4f} ± {r.stderr:.4f}" if scored else "",
             "" if r.checked is None else f"{r.checked:+.4f}", f"{r.params:+d}", f"{r.macs:+d}", r.verdict + (f": {r.reason}" if r.reason else ""),
         )
-    Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False).print(table if rows else "no edit is possible here")
+    width = None if sys.stdout.isatty() else 200
+    console = Console(highlight=False, markup=False, width=width)
+    console.print(table if rows else "no edit is possible here")
+    if left:
+        console.print(f"and {left} more: --top {left + len(rows)} shows them")
 
 
 def eval_table(facts: dict[str, Any]) -> None:

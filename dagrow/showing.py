@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 
-from dagrow.api import Grown
+from dagrow.api import Grown, checked_of
 from dagrow.graph import Architecture
 from dagrow.growth import Plan
 from dagrow.planning import make_plan
 from dagrow.propose import sites
 from dagrow.report import printable
-from dagrow.spec import Spec, load
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,14 @@ class Facts:
         return "\n".join(rows)
 
 
-def examine(spec: Spec) -> Facts:
-    return Facts(make_plan(spec))
+def examine(source: Path, sets: Sequence[str]) -> Facts:
+    """Raises SpecError with everything that is wrong."""
+    return Facts(make_plan(checked_of(source, sets)))
 
 
 def architecture_of(source: Path, sets: Sequence[str]) -> Architecture:
     """The network of a run's folder, or the seed network of a spec."""
-    return Grown(source).architecture if source.is_dir() else make_plan(load(source, sets)).architecture
+    return Grown(source).architecture if source.is_dir() else checked_of(source, sets).architecture
 
 
 def predictions_csv(run: Grown, file: Path) -> str:

@@ -34,6 +34,6 @@ class Connect(Edit):
 
 def _built(arch: Architecture, detail: tuple) -> tuple[Architecture, str]:
     source, target, stride = detail
-    name = fresh_name(arch, f"{target.replace('.', '_')}_link")
+    name = fresh_name(arch, "link")
     node = affine(arch.shapes[source], source, arch.shapes[target][0], stride=stride, bias=False)
     return add_to(arch, target, {name: node}, name), name

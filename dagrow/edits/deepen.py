@@ -61,7 +61,7 @@ class Deepen(Edit):
 
 def _built(arch: Architecture, detail: tuple, units: int) -> tuple[Architecture, str]:
     source, target, stride, act, kernel = detail
-    name = fresh_name(arch, f"{target.replace('.', '_')}_h")
+    name = fresh_name(arch, "h")
     shape = arch.shapes[source]
     branch = {
         f"{name}.in": affine(shape, source, units, kernel=kernel, stride=stride),

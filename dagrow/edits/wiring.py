@@ -16,10 +16,11 @@ def joins(arch: Architecture) -> Iterator[tuple[str, str, int]]:
     """(source, target, stride): tensors from which a new branch may lead into a pre-activation.
 
     Sources are what affine nodes read, and the inputs; a branch may not close a cycle; maps must match up to a stride.
+    Of several targets that meet in one sum the first stands for all: the networks would be equal.
     """
     sources = dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))])
     for target in affine_nodes(arch):
-        if grouped(arch.nodes[target]):
+        if grouped(arch.nodes[target]) or parents(arch, target)[0] != target:
             continue
         below = nx.descendants(arch.graph, target)
         for source in sources:
@@ -40,8 +41,8 @@ def stride_between(source: tuple[int, ...], target: tuple[int, ...]) -> int | No
 
 def fresh_name(arch: Architecture, stem: str) -> str:
     """`stem` with the first number that no node's name begins with."""
-    number = 1
-    while any(n == f"{stem}{number}" or n.startswith(f"{stem}{number}.") for n in arch.nodes):
+    number, taken = 1, {n.partition(".")[0] for n in arch.nodes}
+    while f"{stem}{number}" in taken:
         number += 1
     return f"{stem}{number}"
 
@@ -61,7 +62,7 @@ def add_to(arch: Architecture, target: str, branch: dict[str, Node], end: str) -
         total = arch.nodes[readers[0]]
         changed[readers[0]] = Node(total.op, (*total.inputs, end), total.attrs)
         return arch.replace(changed)
-    name = fresh_name(arch, f"{target.replace('.', '_')}_sum")
+    name = fresh_name(arch, "sum")
     for reader in set(readers):
         node = arch.nodes[reader]
         changed[reader] = Node(node.op, tuple(name if i == target else i for i in node.inputs), node.attrs)

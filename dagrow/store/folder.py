@@ -17,7 +17,7 @@ from dagrow.store import blobs, durable, journal
 
 LOCK, SPEC, MANIFEST, BLOBS, REPLACED = "lock", "spec.yaml", "manifest.json", "blobs", ".replaced"
 # What --force replaces. Anything else in the folder is the user's and stays.
-OWNED = (SPEC, MANIFEST, BLOBS, "exports", "report.html", "study.db", *journal.COMPANIONS)
+OWNED = (SPEC, MANIFEST, BLOBS, "exports", "report.html", "optuna.db", *journal.COMPANIONS)
 UNFINISHED = {LOCK, SPEC, MANIFEST, BLOBS, journal.NAME + durable.TEMPORARY, journal.NAME + durable.TEMPORARY + "-journal"}
 UNFINISHED |= {name + durable.TEMPORARY for name in (SPEC, MANIFEST)}
 LARGEST_TEXT = 4 << 20
