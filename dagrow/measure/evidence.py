@@ -16,7 +16,7 @@ from dagrow import losses
 from dagrow.data import Fold
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, infer
-from dagrow.measure.features import features, flat
+from dagrow.measure.features import features, flat, grouped
 from dagrow.rng import stream
 
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
@@ -87,9 +87,10 @@ class Pass:
         """Orthonormal columns spanning the parents' features and a constant: [rows * positions, rank], fp64."""
         group = parents(self.arch, target)
         if ("basis", group) not in self.memo:
-            parts = [features(self.arch.nodes[p], self.values[self.arch.nodes[p].inputs[0]]) for p in group]
-            x = torch.cat([p.flatten(0, 1).double() for p in parts if p.shape[1] == parts[0].shape[1]], 1)
-            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+            # What a grouped convolution could still do differs from unit to unit: it is left in.
+            whole = [self.arch.nodes[p] for p in group if not grouped(self.arch.nodes[p])]
+            parts = [features(n, self.values[n.inputs[0]]).flatten(0, 1).double() for n in whole]
+            x = torch.cat([*parts, torch.ones(flat(self.v[target])[..., 0].numel(), 1, dtype=torch.float64)], 1)
             # Columns of one length first: a feature of tiny scale is as good a parent as any.
             x = x / x.norm(dim=0).clamp(min=1e-300)
             values, vectors = torch.linalg.eigh(x.T @ x)

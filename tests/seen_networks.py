@@ -1,0 +1,153 @@
+"""Small networks of every kind, in double precision, with evidence about them: for tests of measuring, scoring and editing. Not a test."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dagrow import losses
+from dagrow.compiler import compile_architecture
+from dagrow.data import Fold
+from dagrow.graph import Architecture, Node
+from dagrow.measure import Evidence, measure
+from dagrow.train import outputs
+
+of = Node.of
+
+
+def _mlp():
+    return {
+        "x": of("input", shape=(5,)), "h1": of("linear", "x", width=4), "a1": of("tanh", "h1"),
+        "h2": of("linear", "a1", width=3, bias=False), "n2": of("batchnorm", "h2"), "a2": of("relu", "n2"), "y": of("linear", "a2", width=3),
+    }  # fmt: skip
+
+
+def _residual():
+    return {
+        "x": of("input", shape=(4,)), "stem": of("linear", "x", width=5), "a": of("gelu", "stem"), "mid": of("linear", "a", width=3),
+        "b": of("tanh", "mid"), "back": of("linear", "b", width=5), "join": of("add", "stem", "back"), "c": of("relu", "join"),
+        "y": of("linear", "c", width=3),
+    }  # fmt: skip
+
+
+def _concat():
+    return {
+        "x": of("input", shape=(2, 6, 6)), "l": of("conv2d", "x", channels=3, kernel=3), "r": of("conv2d", "x", channels=2, kernel=1),
+        "al": of("tanh", "l"), "ar": of("silu", "r"), "cat": of("concat", "al", "ar"),
+        "mix": of("conv2d", "cat", channels=4, kernel=3, stride=2), "am": of("tanh", "mix"), "g": of("global_avg_pool", "am"),
+        "y": of("linear", "g", width=3),
+    }  # fmt: skip
+
+
+def _conv():
+    return {
+        "x": of("input", shape=(1, 6, 6)), "c1": of("conv2d", "x", channels=3, kernel=3, bias=False), "n1": of("batchnorm", "c1"),
+        "a1": of("relu", "n1"), "p": of("max_pool", "a1", kernel=2), "c2": of("conv2d", "p", channels=4, kernel=3, padding=0),
+        "a2": of("tanh", "c2"), "f": of("flatten", "a2"), "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _depthwise():
+    return {
+        "x": of("input", shape=(2, 5, 5)), "up": of("conv2d", "x", channels=4, kernel=1), "a": of("tanh", "up"),
+        "dw": of("conv2d", "a", channels=4, kernel=3, groups=4), "n": of("batchnorm", "dw"), "b": of("relu", "n"),
+        "down": of("conv2d", "b", channels=3, kernel=1), "c": of("tanh", "down"), "p": of("avg_pool", "c", kernel=2),
+        "f": of("flatten", "p"), "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _shared():
+    return {
+        "x": of("input", shape=(4,)), "a": of("linear", "x", width=3), "b": of("linear", "x", width=3), "sa": of("tanh", "a"),
+        "sb": of("relu", "b"), "sum": of("add", "sa", "sb"), "up": of("linear", "sum", width=3), "side": of("linear", "sa", width=3),
+        "y": of("add", "up", "side"),
+    }  # fmt: skip
+
+
+def _sequence():
+    return {
+        "x": of("input", shape=(2, 9)), "c1": of("conv1d", "x", channels=3, kernel=3, stride=2, padding=1), "a": of("tanh", "c1"),
+        "c2": of("conv1d", "a", channels=2, kernel=2, padding=1), "b": of("relu", "c2"), "f": of("flatten", "b"),
+        "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _twice():
+    """One tensor read at two places of a concat, once pooled."""
+    return {
+        "x": of("input", shape=(1, 4, 4)), "c": of("conv2d", "x", channels=3, kernel=3), "a": of("tanh", "c"), "f": of("flatten", "a"),
+        "g": of("global_avg_pool", "a"), "cat": of("concat", "f", "g"), "y": of("linear", "cat", width=3),
+    }  # fmt: skip
+
+
+def _grouped():
+    return {
+        "x": of("input", shape=(2, 5, 5)), "up": of("conv2d", "x", channels=6, kernel=1), "a": of("tanh", "up"),
+        "gr": of("conv2d", "a", channels=4, kernel=3, groups=2), "side": of("conv2d", "a", channels=4, kernel=1),
+        "sum": of("add", "gr", "side"), "b": of("relu", "sum"), "g": of("global_avg_pool", "b"), "y": of("linear", "g", width=3),
+    }  # fmt: skip
+
+
+def _linear():
+    return {"x": of("input", shape=(4,)), "y": of("linear", "x", width=3)}
+
+
+NETWORKS = {
+    f.__name__[1:]: Architecture(f())
+    for f in (_mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _linear)
+}  # fmt: skip
+LOSSES = {"classification": losses.get("cross_entropy"), "regression": losses.get("mse")}
+
+
+def weights_for(arch: Architecture, seed: int = 0) -> dict[str, Tensor]:
+    """Random values of a trained network's size, batch-norm statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape in {**arch.params, **arch.buffers}.items():
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        local = name.rpartition(".")[2]
+        if local == "running_var":
+            value = value.abs() + 0.5
+        elif local == "num_batches_tracked":
+            value = torch.zeros(shape, dtype=torch.int64)
+        elif local == "weight" and len(shape) > 1:
+            value = value * 1.2 / math.sqrt(math.prod(shape[1:]))
+        elif local == "weight":
+            value = value.abs() + 0.5
+        else:
+            value = value / 2
+        made[name] = value
+    return made
+
+
+def fold_for(arch: Architecture, task: str, rows: int = 40, seed: int = 0) -> Fold:
+    generator = torch.Generator().manual_seed(seed + 100)
+    x = torch.randn(rows, *arch.shapes[arch.inputs[0]], generator=generator, dtype=torch.float64)
+    width = arch.shapes[arch.outputs[0]][0]
+    if task == "classification":
+        return Fold(x, torch.randint(0, width, (rows,), generator=generator))
+    return Fold(x, torch.randn(rows, width, generator=generator, dtype=torch.float64))
+
+
+def evidence_for(arch: Architecture, task: str = "classification", rows: int = 40, seed: int = 0, weights: dict[str, Tensor] | None = None) -> Evidence:
+    weights = weights_for(arch, seed) if weights is None else weights
+    train, held = fold_for(arch, task, rows, seed), fold_for(arch, task, rows, seed + 1)
+    return measure(arch, weights, train, held, LOSSES[task], rows=10**6, seed=seed, path=("test",))
+
+
+def run(arch: Architecture, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    return outputs(compile_architecture(arch, weights), x)
+
+
+def nats(arch: Architecture, weights: dict[str, Tensor], fold: Fold, task: str, variance: float | None = None) -> float:
+    """Mean nats per sample with the residual variance held fixed: what measuring expands."""
+    return float(LOSSES[task].each(run(arch, weights, fold.x), fold.y, variance=variance).mean())
+
+
+def close(a, b, tolerance: float = 1e-9) -> None:
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    gap = float((a - b).abs().max()) if a.numel() else 0.0
+    assert gap <= tolerance * max(1.0, float(b.abs().max()) if b.numel() else 1.0), gap
