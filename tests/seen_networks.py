@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from dagrow import losses
+from dagrow.applying import Applied, Part, apply
 from dagrow.compiler import compile_architecture
 from dagrow.data import Fold
 from dagrow.graph import Architecture, Node
-from dagrow.measure import Evidence, measure
+from dagrow.measure import Evidence, Site, measure
+from dagrow.scores import Proposal
 from dagrow.train import outputs
 
 of = Node.of
@@ -151,3 +153,22 @@ def close(a, b, tolerance: float = 1e-9) -> None:
     assert a.shape == b.shape, (a.shape, b.shape)
     gap = float((a - b).abs().max()) if a.numel() else 0.0
     assert gap <= tolerance * max(1.0, float(b.abs().max()) if b.numel() else 1.0), gap
+
+
+def sites_of(arch: Architecture, *kinds: str, **options) -> list[tuple[type, object, Site]]:
+    """(edit, its options, site) for every site of the edits named, or of all."""
+    from dagrow.edits import REGISTRY
+
+    found = []
+    for kind in kinds or tuple(REGISTRY):
+        edit = REGISTRY.get(kind)
+        chosen = edit.Options(**options)
+        found += [(edit, chosen, site) for site in edit.match(arch, chosen)]
+    return found
+
+
+def made(arch: Architecture, weights: dict[str, Tensor], edit: type, options, site: Site, proposal: Proposal, moments: dict | None = None) -> Applied:
+    """The site's edit made real."""
+    found = apply(arch, weights, moments or {}, {}, [Part(edit, options, site, proposal)], (0, "newborn"))
+    assert isinstance(found, Applied), found
+    return found

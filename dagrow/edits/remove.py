@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.wiring import parents, without
 from dagrow.graph import Architecture, Refusal, Rewrite
+from dagrow.measure.features import grouped
 from dagrow.measure.sites import Cut, Site
 from dagrow.scores import Proposal
 
@@ -30,9 +31,8 @@ class Remove(Edit):
                 left = without(arch, total, branch)
                 if isinstance(left, Refusal):
                     continue
-                survivors = tuple(p for p in parents(arch, branch) if p != branch and p in left.nodes)
-                if survivors:
-                    yield Site("remove", branch, Cut(branch, survivors), (1,), (total, branch))
+                survivors = tuple(p for p in parents(arch, branch) if p != branch and p in left.nodes and not grouped(arch.nodes[p]))
+                yield Site("remove", branch, Cut(branch, survivors), (1,), (total, branch))
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:

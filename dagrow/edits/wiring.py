@@ -20,7 +20,7 @@ def joins(arch: Architecture) -> Iterator[tuple[str, str, int]]:
     """
     sources = dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))])
     for target in affine_nodes(arch):
-        if grouped(arch.nodes[target]) or parents(arch, target)[0] != target:
+        if target != next((p for p in parents(arch, target) if not grouped(arch.nodes[p])), None):
             continue
         below = nx.descendants(arch.graph, target)
         for source in sources:

@@ -39,23 +39,16 @@ def affine_nodes(arch: Architecture) -> tuple[str, ...]:
 
 
 def parents(arch: Architecture, target: str) -> tuple[str, ...]:
-    """The affine nodes whose outputs are added to `target` with nothing between: together they are its linear parents."""
-    ends, seen = [target], {target}
-    while ends:  # forward through sums
-        for reader in arch.consumers[ends.pop()]:
-            if arch.nodes[reader].rule.role == "sum" and reader not in seen:
-                seen.add(reader)
-                ends.append(reader)
-    found, todo = {target}, list(seen - {target})
-    while todo:  # and back to every affine node that feeds those sums
-        for i in arch.nodes[todo.pop()].inputs:
-            role = arch.nodes[i].rule.role
-            if role == "affine":
-                found.add(i)
-            elif role == "sum" and i not in seen:
-                seen.add(i)
-                todo.append(i)
-    return tuple(n for n in arch.order if n in found)
+    """The affine nodes whose outputs do to the network what `target`'s does: all that only ever meet it in one sum."""
+    end = _end(arch, target)
+    return tuple(n for n in affine_nodes(arch) if _end(arch, n) == end)
+
+
+def _end(arch: Architecture, name: str) -> str:
+    """Where a change of `name` goes whole and alone: the last of the sums that are its only reader, one after another."""
+    while name not in arch.outputs and len(arch.consumers[name]) == 1 and arch.nodes[arch.consumers[name][0]].rule.role == "sum":
+        name = arch.consumers[name][0]
+    return name
 
 
 @dataclass

@@ -85,6 +85,8 @@ class Gram(Scorer):
         return costs
 
     def _cut(self, seen: Pass, form: Cut) -> Proposal:
+        if not form.survivors:
+            return Proposal()
         lost = flat(seen.values[form.node].double()).flatten(0, 1)
         parts = [features(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]].double()).flatten(0, 1) for s in form.survivors]
         holder = next((s for s in form.survivors if f"{s}.bias" in seen.weights), None)
