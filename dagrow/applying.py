@@ -58,6 +58,7 @@ def apply(
     initialised from `seed`. What is given is left as it is.
     """
     full, empty = dict(weights), dict(weights)
+    kind = next((w.dtype for w in full.values() if w.is_floating_point()), torch.float32)
     moved: Moments = {slot: dict(named) for slot, named in moments.items()}
     # (param, axis) -> for each present index the one it had at the start, or -1: proposals speak of the start.
     origins: dict[tuple[str, int], list[int]] = {}
@@ -72,7 +73,7 @@ def apply(
             if shift.shape != full[name].shape:
                 return Refusal(f"{part.site.key} makes up for its loss in units that are gone", (name,))
             full[name], empty[name] = (w[name] + shift.to(w[name].dtype) for w in (full, empty))
-        fresh = initialise(rewrite.arch, (*seed, number))
+        fresh = {n: w.to(kind) if w.is_floating_point() else w for n, w in initialise(rewrite.arch, (*seed, number)).items()}
         refusal = _put(fresh, part.proposal.blocks, arch, rewrite, origins)
         if refusal is not None:
             return refusal

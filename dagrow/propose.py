@@ -9,7 +9,7 @@ from statistics import NormalDist
 from dagrow.applying import Part
 from dagrow.graph import Architecture, Refusal
 from dagrow.measure import Evidence
-from dagrow.measure.sites import Site
+from dagrow.measure.sites import Site, Units
 from dagrow.scores import Proposal, Scorer, serving
 from dagrow.scores.valuer import Gain, scaled, value
 from dagrow.select import Candidate
@@ -123,6 +123,8 @@ def _candidate(evidence, edit, options, site: Site, units: int, scorer, limits: 
     if gain.status != "ok":
         return _refused(edit, site, units, "unsupported", proposal.reason or gain.status)
     if growing:
+        if proposal.units < units and isinstance(site.form, Units):  # no more directions than that
+            units, made = proposal.units, edit.rewrite(arch, site, proposal).arch
         proposal = scaled(site, proposal, gain.amplitude)
     else:
         shrunk = edit.rewrite(arch, site, proposal)

@@ -92,13 +92,20 @@ def _grouped():
     }  # fmt: skip
 
 
+def _multiplier():
+    return {
+        "x": of("input", shape=(2, 5, 5)), "up": of("conv2d", "x", channels=3, kernel=1), "a": of("tanh", "up"),
+        "dw": of("conv2d", "a", channels=6, kernel=3, groups=3), "g": of("global_max_pool", "dw"), "y": of("linear", "g", width=3),
+    }  # fmt: skip
+
+
 def _linear():
     return {"x": of("input", shape=(4,)), "y": of("linear", "x", width=3)}
 
 
 NETWORKS = {
     f.__name__[1:]: Architecture(f())
-    for f in (_mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _linear)
+    for f in (_mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _linear)
 }  # fmt: skip
 LOSSES = {"classification": losses.get("cross_entropy"), "regression": losses.get("mse")}
 

@@ -51,8 +51,8 @@ def units_of(arch: Architecture, axis: Axis) -> Units | None:
         return None
     writers = _affine(arch, axis.writes)
     readers = _affine(arch, axis.reads)
-    if not writers or not readers:
-        return None
+    if not writers or not readers or any(sorted(arch.derived.units(axis.id, f"{w}.weight", 0)) != [*range(axis.size)] for w in writers):
+        return None  # a unit in several rows: one of its group in each group of a convolution that reads it
     path = between(arch, writers, readers)
     # A depthwise convolution both carries the axis and has a row per unit: it follows, it does not write.
     writers = tuple(w for w in writers if not (w in path and grouped(arch.nodes[w])))

@@ -115,6 +115,8 @@ def propagate(
         elif role == "activation" and linear:
             values[name] = inputs[0]
         elif role == "affine":
+            if frame.shapes[name][0] != frame.shapes[node.inputs[0]][0]:
+                raise Unsupported(f"{name} makes several channels of each")
             values[name] = _follow(name, node, inputs[0], follows)
         elif role == "sum":
             total = inputs[0]

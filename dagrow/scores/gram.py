@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pydantic
 import torch
 from torch import Tensor
 
 from dagrow.measure import Cut, Drop, Evidence, Pass, Site, features, flat
+from dagrow.measure.features import grouped
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Proposal, Scorer
 from dagrow.scores.units import Unsupported, power
@@ -33,17 +36,23 @@ class Gram(Scorer):
             return self._drop(evidence.train, site.form, units)
         except Unsupported as error:
             return Proposal("unsupported", str(error))
+        except torch.linalg.LinAlgError as error:
+            return Proposal("singular", str(error).splitlines()[0])
 
     def _drop(self, seen: Pass, form: Drop, units: int) -> Proposal:
-        costs = torch.zeros(form.size, dtype=torch.float64)
-        views = []
+        if any(grouped(seen.arch.nodes[r]) for r in form.readers):
+            raise Unsupported("it is read in groups")
+        views, costs_of = [], []
         for place, r in enumerate(form.readers):
             x = features(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]].double())
             x = torch.cat([x, torch.ones(*x.shape[:2], 1, dtype=x.dtype)], 2)
             carried = torch.cat([form.carried(seen, place), torch.tensor([-1])])
             views.append((x, carried))
-            costs += self._costs(seen, r, x, carried, form.size)
-        goes = costs.argsort()[:units].tolist()
+            costs_of.append(self._costs(seen, r, x, carried))
+        goes: list[int] = []
+        for _ in range(units):  # one after another: of two units that stand for each other only one is cheap
+            costs = {u: sum(cost([*goes, u]) for cost in costs_of) for u in range(form.size) if u not in goes}
+            goes.append(min(costs, key=costs.__getitem__))
         keep = tuple(u for u in range(form.size) if u not in goes)
         shift: dict[str, Tensor] = {}
         for r, (x, carried) in zip(form.readers, views, strict=True):
@@ -63,26 +72,24 @@ class Gram(Scorer):
                 shift[f"{r}.bias"] = extra[:, -1]
         return Proposal(units=len(goes), keep=keep, shift=shift)
 
-    def _costs(self, seen: Pass, reader: str, x: Tensor, carried: Tensor, size: int) -> Tensor:
-        """Predicted loss in nats per sample of removing each unit alone: [units]."""
+    def _costs(self, seen: Pass, reader: str, x: Tensor, carried: Tensor) -> Callable[[list[int]], float]:
+        """units -> predicted loss in nats per sample of what `reader` loses when they are removed together."""
         weight = seen.weights[f"{reader}.weight"].double().flatten(1)
         h = x.flatten(0, 1)
         inverse = power(h.T @ h / len(h), -1.0, self.options.ridge)
         v, probe = (flat(g[reader]).double().flatten(0, 1) for g in (seen.v, seen.probe))
-        costs = torch.zeros(size, dtype=torch.float64)
         positions = x.shape[1]
-        for unit in range(size):
-            mine = (carried == unit).nonzero().flatten()
-            if not len(mine):
-                continue
-            # h_perp of the unit's columns: residuals of regressing them on all others, by block inversion.
-            block = torch.linalg.pinv(inverse[mine][:, mine])
-            perp = h @ (inverse[:, mine] @ block)
+
+        def cost(units: list[int]) -> float:
+            mine = torch.isin(carried, torch.tensor(units)).nonzero().flatten()
+            # h_perp of the units' columns: residuals of regressing them on all others, by block inversion.
+            perp = h @ (inverse[:, mine] @ torch.linalg.pinv(inverse[mine][:, mine], hermitian=True))
             change = -(perp @ weight[:, mine].T)
             s = (change * v).sum(1).view(-1, positions).sum(1)
             t = (change * probe).sum(1).view(-1, positions).sum(1)
-            costs[unit] = -(s.mean() - (t**2).mean() / 2)
-        return costs
+            return -float(s.mean() - (t**2).mean() / 2)
+
+        return cost
 
     def _cut(self, seen: Pass, form: Cut) -> Proposal:
         if not form.survivors:

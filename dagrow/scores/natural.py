@@ -18,6 +18,8 @@ from dagrow.scores.units import (
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
 BLIND = 1e-6
+# Below this share of the first, a singular value is rounding, and its direction anything.
+NULL = 1e-7
 SEARCH_VALUES = 4e5
 
 
@@ -93,7 +95,9 @@ class Natural(Scorer):
             missing += float(((v.sum(1) @ metric) ** 2).sum() / seen.rows)
             parts.append(torch.einsum("pqo,qr->pro", torch.einsum("ps,sqo->pqo", whiten, moments[r]), metric).flatten(1))
         u, sizes, _ = torch.linalg.svd(torch.cat(parts, 1), full_matrices=False)
-        return Directions((whiten @ u).T.contiguous(), bool(sizes[0] ** 2 <= BLIND * max(missing, 1e-300)))
+        seen_at_all = sizes > NULL * sizes[0]
+        seen_at_all[0] = True
+        return Directions((whiten @ u[:, seen_at_all]).T.contiguous(), bool(sizes[0] ** 2 <= BLIND * max(missing, 1e-300)))
 
     def _exact(self, form: Units, full: Pass, units: int, key: tuple[int | str, ...]) -> Tensor:
         """Units that lower the loss most with their fan-out solved for, found by ascent from many starts."""
@@ -114,7 +118,7 @@ def proposal_of(form: Units, sources: Sources, seen: Pass, alpha: Tensor) -> Pro
     follows: dict[str, Tensor] = {}
     view = reader_view(form, sources.born(form, alpha), follows, fit=True)
     shapes = {**form.frame.params, **form.frame.buffers}
-    blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, refit(form, seen, view), torch.float64, shapes)
+    blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, len(alpha), refit(form, seen, view), torch.float64, shapes)
     blocks += [Block(param, 0, values) for param, values in follows.items() if param in shapes]
     finite = all(bool(torch.isfinite(b.values).all()) for b in blocks)
     return Proposal("ok" if finite else "nonfinite", units=len(alpha), blocks=tuple(blocks))

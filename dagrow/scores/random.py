@@ -40,6 +40,6 @@ class Random(Scorer):
         omega = {
             r: torch.randn(form.frame.params[f"{r}.weight"][0], view[r].shape[2], generator=generator, dtype=torch.float64) for r in form.readers
         }
-        blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, omega, torch.float64, shapes)
+        blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, units, omega, torch.float64, shapes)
         blocks += [Block(param, 0, values) for param, values in follows.items() if param in shapes]
         return Proposal(units=units, blocks=tuple(blocks))

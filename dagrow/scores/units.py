@@ -57,7 +57,9 @@ class Sources:
 
 
 def sources_of(seen: Pass, form: Units) -> Sources:
-    """Raises Unsupported for grouped writers and for writers that work at different positions."""
+    """Raises Unsupported for grouped writers and readers, and for writers that work at different positions."""
+    if any(grouped(form.frame.nodes[r]) for r in form.readers):
+        raise Unsupported("it is read in groups")
     parts, spans, start = [], {}, 0
     for w, source in zip(form.writers, form.sources, strict=True):
         node = form.frame.nodes[w]
@@ -86,14 +88,34 @@ def head(seen: Pass, form: Units, values: float = MOST_VALUES) -> Pass:
 
 
 def reader_view(form: Units, born: dict[str, Tensor], follows: dict[str, Tensor] | None = None, *, fit: bool = False) -> dict[str, Tensor]:
-    """What each reader sees of the new units: reader -> design matrix [rows, positions, units * kernel]."""
+    """What each reader sees of the new units: reader -> design matrix [rows, positions, units * channels of one * kernel]."""
     arrived = propagate(form.frame, form, born, follows=follows, fit=fit)
-    view = {}
-    for r, x in arrived.items():
-        if grouped(form.frame.nodes[r]):
-            raise Unsupported(f"{r} reads its input in groups")
-        view[r] = features(form.frame.nodes[r], x)
-    return view
+    order = unit_order(form, next(iter(born.values())).shape[1])
+    return {r: features(form.frame.nodes[r], x[:, order[r]] if r in order else x) for r, x in arrived.items()}
+
+
+def unit_order(form: Units, units: int) -> dict[str, Tensor]:
+    """For each reader the channels that carry `units` new units, unit by unit; readers that are given them so are left out.
+
+    A unit that a concat puts in twice has channels in two places; pooled before one of them, not as many in both.
+    """
+    meet = (n for n in form.path if form.frame.nodes[n].rule.role == "other" and len(form.frame.nodes[n].inputs) > 1)
+    if not any(sum(i in form.writers or i in form.path for i in form.frame.nodes[n].inputs) > 1 for n in meet):
+        return {}
+    # Two units, each alone in a row: where they arrive shows the pattern for any number.
+    alone = {w: torch.eye(2).view(2, 2, *[1] * len(s)).expand(2, 2, *s) for w in form.writers for s in [form.frame.shapes[w][1:]]}
+    order = {}
+    for r, x in propagate(form.frame, form, alone, linear=True).items():
+        owner = x.flatten(2).sum(2).argmax(0).tolist() if x.dim() > 2 else x.argmax(0).tolist()
+        places, start = [[] for _ in range(units)], 0
+        while start < len(owner):
+            size = next((k for k in range(start, len(owner)) if owner[k]), len(owner)) - start
+            first = start // 2 * units
+            for unit in range(units):
+                places[unit] += range(first + unit * size, first + (unit + 1) * size)
+            start += 2 * size
+        order[r] = torch.tensor([c for channels in places for c in channels])
+    return order
 
 
 def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tensor]:
@@ -105,8 +127,9 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
     size = sources.x.shape[2]
     moments = {}
     arrived = propagate(form.frame, form, sources.born(form, torch.eye(size, dtype=torch.float64)), linear=True)
+    order = unit_order(form, size)
     for r, target in zip(form.readers, form.targets, strict=True):
-        x = arrived[r]
+        x = arrived[r][:, order[r]] if r in order else arrived[r]
         node = form.frame.nodes[r]
         module = template(node, x.shape[1:])
         v = seen.bottleneck(target)
@@ -137,8 +160,12 @@ class Aim:
     rows: int
 
     def gram(self, h: Tensor) -> Tensor:
-        """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns]."""
-        return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows)
+        """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns].
+
+        The damping goes by the features alone: those active only on rows without curvature promise nothing, not everything.
+        """
+        scale = h.square().sum(-2).mean(-1) / self.rows
+        return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows, scale)
 
     def gains(self, h: Tensor) -> Tensor:
         """Nats gained by columns `h` [..., rows * positions, columns] with their fan-out solved for, less what chance gives.
@@ -199,18 +226,21 @@ def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> dict[str, Tensor]
     return fitted
 
 
-def damped(matrix: Tensor, ridge: float = 1e-2) -> Tensor:
-    """matrix + ridge * its mean diagonal."""
-    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
+def damped(matrix: Tensor, scale: Tensor, ridge: float = 1e-2) -> Tensor:
+    """matrix + ridge * scale on its diagonal."""
+    scale = scale.clamp(min=1e-30)
     return matrix + (ridge * scale)[..., None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
 
 
-def column_blocks(form: Units, omega: dict[str, Tensor], dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
-    """Fan-out as newborn columns of the readers' weights."""
-    made = []
+def column_blocks(form: Units, units: int, omega: dict[str, Tensor], dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
+    """Fan-out (as `reader_view` lays out its columns) as newborn columns of the readers' weights."""
+    made, order = [], unit_order(form, units)
     for r in form.readers:
         weight = shapes[f"{r}.weight"]
-        made.append(Block(f"{r}.weight", 1, omega[r].reshape(weight[0], -1, *weight[2:]).to(dtype)))
+        columns = omega[r].reshape(weight[0], -1, *weight[2:])
+        if r in order:
+            columns = columns[:, order[r].argsort()]
+        made.append(Block(f"{r}.weight", 1, columns.to(dtype)))
     return made
 
 

@@ -56,6 +56,8 @@ def value(evidence: Evidence, site: Site, proposal: Proposal) -> Gain:
         hs, ht = slopes(evidence.held, site, proposal)
     except Unsupported:
         return Gain(status="unsupported")
+    except torch.linalg.LinAlgError:  # NaN in the network's own values
+        return Gain(status="nonfinite")
     curve, held_curve = float((t**2).mean()), float((ht**2).mean())
     if site.form.grows:
         amplitude = max(float(s.mean()), 0.0) / curve if curve > 0 else 0.0
