@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def apply(
     `fills`: optimizer slot -> the value a newborn's state starts from. Newborn entries that no proposal sets are freshly
     initialised from `seed`. What is given is left as it is.
     """
-    full, empty = dict(weights), dict(weights)
+    start, full, empty = arch, dict(weights), dict(weights)
     kind = next((w.dtype for w in full.values() if w.is_floating_point()), torch.float32)
     moved: Moments = {slot: dict(named) for slot, named in moments.items()}
     # (param, axis) -> for each present index the one it had at the start, or -1: proposals speak of the start.
@@ -73,8 +73,11 @@ def apply(
             if shift.shape != full[name].shape:
                 return Refusal(f"{part.site.key} makes up for its loss in units that are gone", (name,))
             full[name], empty[name] = (w[name] + shift.to(w[name].dtype) for w in (full, empty))
+        blocks = _renamed(part, site, start, arch) if site.form.grows else part.proposal.blocks
         fresh = {n: w.to(kind) if w.is_floating_point() else w for n, w in initialise(rewrite.arch, (*seed, number)).items()}
-        refusal = _put(fresh, part.proposal.blocks, arch, rewrite, origins)
+        # Newborns of this part that meet newborns of an earlier one: the proposal was made without them.
+        fresh |= {n: torch.zeros_like(fresh[n]) for n in arch.params if n not in start.params and n in fresh}
+        refusal = _put(fresh, blocks, arch, rewrite, origins)
         if refusal is not None:
             return refusal
         silent = dict(fresh)
@@ -89,6 +92,17 @@ def apply(
             origins[move.param, move.axis] = [-1 if o < 0 else (before[o] if before else o) for o in move.index]
         arch = rewrite.arch
     return Applied(arch, empty, full, moved)
+
+
+def _renamed(part: Part, site: Site, start: Architecture, arch: Architecture) -> list[Block]:
+    """The part's blocks, under the names that its new nodes have now that others came first."""
+    before, now = ([n for n in form.frame.nodes if n not in held.nodes] for form, held in ((part.site.form, start), (site.form, arch)))
+    names = dict(zip(before, now))  # noqa: B905  a sum that was new may be there by now
+    found = []
+    for block in part.proposal.blocks:
+        node, _, local = block.param.rpartition(".")
+        found.append(replace(block, param=f"{names.get(node, node)}.{local}"))
+    return found
 
 
 def _index(rewrite: Rewrite, param: str, axis: int) -> tuple[int, ...] | None:
@@ -119,6 +133,8 @@ def _put(fresh: Weights, blocks: Sequence[Block], arch: Architecture, rewrite: R
                 continue
             moved = _index(rewrite, block.param, axis) or range(target.shape[axis])
             before = origins.get((block.param, axis))
+            if block.param not in (*arch.params, *arch.buffers) and target.shape[axis] != values.shape[axis]:
+                return Refusal(f"{block.param} joins units that another edit changed", (block.param,))
             old = [-1 if o < 0 else (before[o] if before else o) for o in moved]
             if max(old, default=-1) >= values.shape[axis]:
                 return Refusal(f"{block.param} is changed by two edits at once", (block.param,))

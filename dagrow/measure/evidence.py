@@ -19,6 +19,9 @@ from dagrow.graph.node import Module, infer
 from dagrow.measure.features import features, flat, grouped
 from dagrow.rng import stream
 
+# Without a floor, steps along what only confident rows see run away: on a small conv net at mid training predictions were
+# 10 to 30 times what real forwards gave, with it 0.6 to 1.2 times.
+FLOOR = 0.1
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
 
 
@@ -39,9 +42,12 @@ def affine_nodes(arch: Architecture) -> tuple[str, ...]:
 
 
 def parents(arch: Architecture, target: str) -> tuple[str, ...]:
-    """The affine nodes whose outputs do to the network what `target`'s does: all that only ever meet it in one sum."""
+    """The affine nodes whose outputs do to the network what `target`'s does: all that only ever meet it in one sum.
+
+    In the order the nodes were given: what edits add comes last, whatever it reads.
+    """
     end = _end(arch, target)
-    return tuple(n for n in affine_nodes(arch) if _end(arch, n) == end)
+    return tuple(n for n, node in arch.nodes.items() if node.rule.role == "affine" and _end(arch, n) == end)
 
 
 def _end(arch: Architecture, name: str) -> str:
@@ -138,7 +144,7 @@ def observe(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss:
             values[name] = made
         out = values[arch.outputs[0]]
         cotangent = loss.cotangent(out.detach(), fold.y, beta=beta)
-        probe = loss.probe(out.detach(), fold.y, generator, beta=beta)
+        probe = loss.probe(out.detach(), fold.y, generator, beta=beta, floor=FLOOR)
         zs = list(found.values())
         first = torch.autograd.grad(out, zs, cotangent, retain_graph=True, allow_unused=True)
         second = torch.autograd.grad(out, zs, probe, allow_unused=True)
