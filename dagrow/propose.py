@@ -64,8 +64,8 @@ def fitting(arch: Architecture, edit: type, site: Site, units: int, limits: Limi
 def _guesses(arch: Architecture, big: Architecture, units: int, limits: Limits) -> Iterator[int]:
     """Cost grows with units nearly in proportion, so two guesses find the most that fit."""
     room = [(limits.params, arch.size, big.size), (limits.macs, arch.macs, big.macs)]
-    shares = [(limit - now) / max(then - now, 1) for limit, now, then in room if limit is not None and then > now]
-    guess = min(units - 1, int(units * min(shares, default=0.0)))
+    fits = [units * (limit - now) // (then - now) for limit, now, then in room if limit is not None and then > now]
+    guess = min([units - 1, *fits])
     for fewer in (guess, guess - 1):
         if fewer >= 1:
             yield fewer

@@ -52,7 +52,7 @@ def test_growth_changes_nothing_at_amplitude_0(seed):
         assert not torch.allclose(run(grown.arch, grown.weights(1.0), x), before) or part.proposal.blocks[-1].values.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list(NETWORKS))
 def test_what_was_there_keeps_its_bits(name):
     arch = NETWORKS[name]
     weights = weights_for(arch)
@@ -81,7 +81,7 @@ def test_the_amplitude_is_linear_in_the_fan_out_and_in_nothing_else():
             assert torch.equal(grown.empty[n], grown.full[n]) or n in outgoing
 
 
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
 @pytest.mark.parametrize("name", ["mlp", "conv", "depthwise", "residual"])
 def test_moments_move_with_the_weights(name, rule):
     arch, optimizer = NETWORKS[name], OPTIMIZERS.get(rule)
@@ -135,7 +135,7 @@ def test_the_parts_of_a_bundle_speak_of_the_network_before_it():
     close(run(both.arch, both.weights(0.0), x), run(arch, weights, x), 1e-10)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list(NETWORKS))
 def test_bundles_add_up_to_first_order(name):
     """Two growing edits together change the output by the sum of what they change alone, for small amplitudes; or say why not."""
     arch = NETWORKS[name]

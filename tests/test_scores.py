@@ -19,8 +19,8 @@ from dagrow.scores.units import Aim, linear_moments, power, reader_view, sources
 from dagrow.scores.valuer import scaled, slopes, value
 
 GROWING = ("widen", "deepen", "connect")
-each_network = pytest.mark.parametrize("name", NETWORKS)
-each_task = pytest.mark.parametrize("task", LOSSES)
+each_network = pytest.mark.parametrize("name", list(NETWORKS))
+each_task = pytest.mark.parametrize("task", list(LOSSES))
 
 
 def scorer(name: str, **options):
@@ -164,7 +164,7 @@ def patches(x: torch.Tensor, attrs) -> torch.Tensor:
     return made
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", list(PATHS))
 def test_linear_moments_are_sums_over_samples_positions_and_offsets(name):
     arch = PATHS[name]
     seen = evidence_for(arch, rows=3).train
@@ -459,7 +459,7 @@ TWINS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", list(TWINS))
 def test_a_unit_that_is_there_twice_costs_nothing_and_goes(name):
     arch = Architecture(TWINS[name])
     weights, fold = weights_for(arch), fold_for(arch, "regression", 100)
