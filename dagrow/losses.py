@@ -60,11 +60,12 @@ class Loss:
         raise NotImplementedError
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
     ) -> Tensor:
         """A random cotangent [n, q] whose second moment, per sample, is the Gauss-Newton matrix of `each` in `out`.
 
-        `generator` is a CPU generator; splitting the rows into batches draws the same numbers.
+        floor: the share of a uniform distribution mixed into the network's own. A confident row has no curvature to second
+        order, but a step of some size finds it; the floor stands for that. `generator` is a CPU generator; splitting the rows into batches draws the same numbers.
         """
         raise NotImplementedError
 
@@ -113,11 +114,12 @@ class CrossEntropy(Loss):
             return residual.mul_(beta)
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
     ) -> Tensor:
         self.check(out, y)
         with torch.no_grad():
             p = torch.softmax(out * beta, 1)
+            p = (1 - floor) * p + floor / p.shape[1]
             spread = p.sqrt() * _signs(out, generator)
             return (spread - p * spread.sum(1, keepdim=True)).mul_(beta)
 
@@ -204,7 +206,7 @@ class MeanSquared(Loss):
             return (y - out) / (self._variance(out, y) if variance is None else variance)
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
     ) -> Tensor:
         self.check(out, y)
         with torch.no_grad():

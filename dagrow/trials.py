@@ -117,6 +117,8 @@ class Bench:
             gain, error = self._over_parent(applied.arch, weights_tuned, trial.epochs)
         finite = all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
         status = "ok" if finite and torch.isfinite(torch.tensor([gain, error])).all() else "nonfinite"
+        if status == "ok" and grows and not amplitude:
+            status = "no step lowers the loss"
         if status == "ok" and grows and drop < -error:
             status = "worse on held-out rows"
         return Measured(Outcome(trial, gain, error, status), applied.arch, weights, applied.moments, checked, drop, error, amplitude)
@@ -132,9 +134,7 @@ class Bench:
                     if name in live:
                         live[name].copy_(w)
             losses[amplitude] = float(self.recipe.loss.nats(outputs(model, self.rows.x), self.rows.y))
-        best = min(losses, key=lambda a: (losses[a] if losses[a] == losses[a] else float("inf"), a))
-        # At amplitude 0 and a ReLU fan-in the newborn still trains: its fan-out has a gradient.
-        return best
+        return min(losses, key=lambda a: (losses[a] if losses[a] == losses[a] else float("inf"), a))
 
     def _paired(self, arch: Architecture, weights, before) -> float:
         """Standard error of the change on held-out rows, paired by row."""
