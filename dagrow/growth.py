@@ -110,7 +110,7 @@ class Search:
         at = next((e for e in reversed(history) if "state" in e.payload), None)
         if at is not None:
             self.state, self.network = State.from_dict(at.payload["state"]), load_network(run, at)
-            if history[-1].kind == "extended":
+            if any(e.kind == "extended" for e in history[at.seq :]):
                 self._grow_on()
         self.elapsed = sum(e.times.get("seconds", 0.0) for e in history)
 
@@ -142,8 +142,8 @@ class Search:
         return self._commit("done", self._finish(), began)
 
     def _begin(self) -> dict:
-        arch, rule = self.plan.architecture, self.plan.recipe.optimizer
-        self.network = Network(arch, initialise(arch, self.seed), {slot: {} for slot in rule.slots})
+        arch = self.plan.architecture
+        self.network = Network(arch, initialise(arch, self.seed), {})
         chooser, options = self.plan.chooser
         from_names = chooser.init(options, horizon=max(1, self.spec.budget.steps), kinds=tuple(sorted({e.name for e, _ in self.plan.edits})))
         self.state = State(epochs=self.spec.train.epochs.first, chooser=from_names)

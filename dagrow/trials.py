@@ -98,7 +98,7 @@ class Bench:
         )
         if isinstance(applied, Refusal):
             return Measured(Outcome(trial, 0.0, 0.0, "refused"))
-        if not self.limits.admit(applied.arch) and applied.arch.size > self.arch.size:
+        if not self.limits.admit(applied.arch) and (applied.arch.size > self.arch.size or applied.arch.macs > self.arch.macs):
             return Measured(Outcome(trial, 0.0, 0.0, "too dear"))
         try:
             return self._measured(trial, applied, any(p.site.form.grows for p in parts if p))

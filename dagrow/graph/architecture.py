@@ -152,7 +152,7 @@ class Architecture:
         return Architecture({n: v for n, v in changed.items() if v is not None}, self.outputs if outputs is None else outputs)
 
     def to_dict(self) -> dict:
-        """Plain values, from which `from_dict` makes an equal architecture."""
+        """Plain values, from which `from_dict` makes an equal architecture; `order` survives what sorts the keys of a mapping."""
         rows = {
             name: {"op": node.op, "in": list(node.inputs), **node.attrs.model_dump(mode="json", exclude_defaults=True)}
             for name, node in self.nodes.items()
@@ -160,12 +160,13 @@ class Architecture:
         for name, node in self.nodes.items():
             if node.tied:
                 rows[name]["tied"] = dict(node.tied)
-        return {"nodes": rows, "outputs": list(self.outputs)}
+        return {"nodes": rows, "order": list(rows), "outputs": list(self.outputs)}
 
     @staticmethod
     def from_dict(data: Mapping) -> Architecture:
         nodes = {}
-        for name, row in data["nodes"].items():
+        for name in data.get("order", data["nodes"]):
+            row = data["nodes"][name]
             attrs = {k: v for k, v in row.items() if k not in ("op", "in", "tied")}
             tied = tuple(row.get("tied", {}).items())
             nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs), tied)
