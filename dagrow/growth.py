@@ -27,6 +27,9 @@ from dagrow.store import Event, Run
 from dagrow.train import Moments, Schedule, evaluate, steps_per_epoch
 from dagrow.trials import Bench, Measured, Recipe
 
+# Training has diverged when its loss is so many nats above where the stretch began.
+DIVERGED = 2.0
+
 
 @dataclass(frozen=True)
 class State:
@@ -34,7 +37,7 @@ class State:
 
     phase: growth, final or done. step: decisions made. epoch: epochs done of the `epochs` that this stretch takes;
     trained, updates, work: epochs, optimizer steps and training MACs of the whole search. nulls: conclusive decisions
-    in a row that nothing pays. best: {"value", "seq", "val"} of the best network seen at a decision. mark: training nats
+    in a row that nothing pays. best: {"worth", "seq", "val"} of the best network seen at a decision. mark: training nats
     when the stretch began, against which divergence shows. banned: edits rolled back since the last one that held.
     """
 
@@ -181,7 +184,9 @@ class Search:
         mark = report.nats if state.mark is None else state.mark
         ahead = replace(state, epoch=state.epoch + 1, trained=state.trained + 1, updates=state.updates + report.steps, work=work, mark=mark)
         row = {"epoch_loss": report.nats, "phase": state.phase, "rows": report.samples}
-        if report.finite and report.nats <= max(mark, 0.0) + 2.0 * max(1, self.plan.data.outputs if self.plan.data.task == "regression" else 1):
+        # Nats add up over the outputs of a regression; a classification's are those of one label.
+        allowed = DIVERGED * (self.plan.data.outputs if self.plan.data.task == "regression" else 1)
+        if report.finite and report.nats <= max(mark, 0.0) + allowed:
             self.state, self.network = ahead, Network(self.network.arch, weights, moments)
             return row
         return {**row, **self._roll_back(replace(ahead, mark=state.mark))}
@@ -264,7 +269,7 @@ class Search:
         null = taken is None
         self.network = before if null else Network(taken.arch, taken.weights, taken.moments)
         self.state = replace(
-            state, step=state.step + 1, epoch=0, epochs=self.spec.train.epochs.between, edited=not null, mark=None,
+            state, step=state.step + 1, epoch=0, epochs=self.spec.train.epochs.between, edited=not null, mark=train["loss"],
             nulls=(state.nulls + 1 if chooser.conclusive else 0) if null else 0, work=state.work + bench.spent,
             chooser=chooser.tell(options, state.chooser, shown, outcomes, None if null else taken.outcome.trial),
             best=self._better(val, before, len(self.run.events())), val=val, banned=() if not null else state.banned,
@@ -303,7 +308,10 @@ class Search:
         left = None if self.spec.budget.time is None else self.spec.budget.time - self.elapsed
         if left is not None and self._final_seconds() > left:
             epochs = max(1, int(epochs * left / self._final_seconds())) if left > 0 and epochs else min(epochs, 1)
-        self.state = replace(self.state, phase="final", epoch=0, epochs=epochs, best=best, val=best["val"], edited=False, mark=None, reason=reason)
+        self.state = replace(
+            self.state, phase="final", epoch=0, epochs=epochs, best=best, val=best["val"], edited=False,
+            mark=self.evaluate(self.network, "train")["loss"], reason=reason,
+        )
         return {"note": reason, "val_loss": val["loss"], "kept": best["seq"], "params_last": before.arch.size}
 
     def _finish(self) -> dict:
