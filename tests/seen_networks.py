@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from dagrow import losses
 from dagrow.applying import Applied, Part, apply
 from dagrow.compiler import compile_architecture
 from dagrow.data import Fold
-from dagrow.graph import Architecture, Node
+from dagrow.edits import REGISTRY as EDITS
+from dagrow.graph import Architecture, Node, Refusal
 from dagrow.measure import Evidence, Site, measure
-from dagrow.scores import Proposal
+from dagrow.scores import REGISTRY as SCORERS
+from dagrow.scores import Proposal, serving
 from dagrow.train import outputs
 
 of = Node.of
@@ -22,7 +25,8 @@ of = Node.of
 def _mlp():
     return {
         "x": of("input", shape=(5,)), "h1": of("linear", "x", width=4), "a1": of("tanh", "h1"),
-        "h2": of("linear", "a1", width=3, bias=False), "n2": of("batchnorm", "h2"), "a2": of("relu", "n2"), "y": of("linear", "a2", width=3),
+        "h2": of("linear", "a1", width=3, bias=False), "n2": of("batchnorm", "h2"), "a2": of("relu", "n2"),
+        "y": of("linear", "a2", width=3),
     }  # fmt: skip
 
 
@@ -107,6 +111,7 @@ NETWORKS = {
     f.__name__[1:]: Architecture(f())
     for f in (_mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _linear)
 }  # fmt: skip
+RANDOM = SCORERS.get("random")(SCORERS.get("random").Options())
 LOSSES = {"classification": losses.get("cross_entropy"), "regression": losses.get("mse")}
 
 
@@ -140,7 +145,9 @@ def fold_for(arch: Architecture, task: str, rows: int = 40, seed: int = 0) -> Fo
     return Fold(x, torch.randn(rows, width, generator=generator, dtype=torch.float64))
 
 
-def evidence_for(arch: Architecture, task: str = "classification", rows: int = 40, seed: int = 0, weights: dict[str, Tensor] | None = None) -> Evidence:
+def evidence_for(
+    arch: Architecture, task: str = "classification", rows: int = 40, seed: int = 0, weights: dict[str, Tensor] | None = None
+) -> Evidence:
     weights = weights_for(arch, seed) if weights is None else weights
     train, held = fold_for(arch, task, rows, seed), fold_for(arch, task, rows, seed + 1)
     return measure(arch, weights, train, held, LOSSES[task], rows=10**6, seed=seed, path=("test",))
@@ -164,18 +171,44 @@ def close(a, b, tolerance: float = 1e-9) -> None:
 
 def sites_of(arch: Architecture, *kinds: str, **options) -> list[tuple[type, object, Site]]:
     """(edit, its options, site) for every site of the edits named, or of all."""
-    from dagrow.edits import REGISTRY
-
     found = []
-    for kind in kinds or tuple(REGISTRY):
-        edit = REGISTRY.get(kind)
+    for kind in kinds or tuple(EDITS):
+        edit = EDITS.get(kind)
         chosen = edit.Options(**options)
         found += [(edit, chosen, site) for site in edit.match(arch, chosen)]
     return found
 
 
-def made(arch: Architecture, weights: dict[str, Tensor], edit: type, options, site: Site, proposal: Proposal, moments: dict | None = None) -> Applied:
+def made(arch: Architecture, weights: dict[str, Tensor], edit: type, options, site: Site, proposal: Proposal) -> Applied:
     """The site's edit made real."""
-    found = apply(arch, weights, moments or {}, {}, [Part(edit, options, site, proposal)], (0, "newborn"))
+    found = apply(arch, weights, {}, {}, [Part(edit, options, site, proposal)], (0, "newborn"))
     assert isinstance(found, Applied), found
     return found
+
+
+@lru_cache(64)
+def proposed(arch: Architecture, kind: str, smooth: bool = False) -> list[tuple[Part, dict]]:
+    """(part, weights) for every site: new units at random, units to lose as the default scorer says.
+
+    smooth: activations that an edit brings never die.
+    """
+    weights = weights_for(arch)
+    evidence, found = evidence_for(arch, rows=8, weights=weights), []
+    chosen = {"act": "tanh"} if smooth and "act" in EDITS.get(kind).Options.model_fields else {}
+    for edit, options, site in sites_of(arch, kind, **chosen):
+        units = min(2, getattr(site.form, "size", 3) - 1)
+        proposal = serving(RANDOM, site.form).propose(evidence, site, units, (0,))
+        assert proposal.status == "ok" or proposal.reason
+        made = edit.rewrite(arch, site, proposal) if proposal.status == "ok" else None
+        if isinstance(made, Refusal):
+            # A depthwise convolution down to one channel is an ordinary one.
+            assert "structure" in made.reason and made.nodes and not site.form.grows
+        elif made is not None:
+            found.append((Part(edit, options, site, proposal), weights))
+    return found
+
+
+def done(arch, part, weights) -> Applied:
+    made = apply(arch, weights, {}, {}, [part], (0, "kit"))
+    assert isinstance(made, Applied), (part.site.key, made)
+    return made

@@ -105,7 +105,8 @@ def test_moments_move_with_the_weights(name, rule):
                 expected = moments[slot][n]
                 for move in (v for v in rewrite.moves if v.param == n):
                     index = torch.tensor(move.index)
-                    expected = expected.index_select(move.axis, index.clamp(min=0)).index_fill(move.axis, (index < 0).nonzero().flatten(), fill)
+                    born = (index < 0).nonzero().flatten()
+                    expected = expected.index_select(move.axis, index.clamp(min=0)).index_fill(move.axis, born, fill)
                 assert torch.equal(m, expected), (key, slot, n)
         model = compile_architecture(done.arch, done.full)
         with Session(optimizer, optimizer.Options(), parameters_by_name(model), done.moments) as session:
@@ -257,7 +258,8 @@ def fold_of(evidence) -> Fold:
 
 
 def test_constant_channels_survive_fresh_statistics():
-    arch = Architecture({"x": of("input", shape=(3,)), "h": of("linear", "x", width=4), "n": of("batchnorm", "h"), "y": of("linear", "n", width=2)})
+    nodes = {"x": of("input", shape=(3,)), "h": of("linear", "x", width=4), "n": of("batchnorm", "h"), "y": of("linear", "n", width=2)}
+    arch = Architecture(nodes)
     weights = weights_for(arch)
     weights["h.weight"][0] = 0
     weights["n.weight"][1] = 0

@@ -39,7 +39,8 @@ def test_features_times_weight_is_the_nodes_output(name):
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_features_of_any_convolution(kernel, stride, padding, rank):
-    arch = Architecture({"x": of("input", shape=(2, *(7, 6)[:rank])), "c": of(f"conv{rank}d", "x", channels=4, kernel=kernel, stride=stride, padding=padding)})
+    conv = of(f"conv{rank}d", "x", channels=4, kernel=kernel, stride=stride, padding=padding)
+    arch = Architecture({"x": of("input", shape=(2, *(7, 6)[:rank])), "c": conv})
     weights, x = weights_for(arch), axis_oracles.rows(arch)
     made = features(arch.nodes["c"], x["x"]) @ weights["c.weight"].flatten(1).T + weights["c.bias"]
     close(made, flat(axis_oracles.values_of(arch, weights, x)["c"]), 1e-12)
@@ -99,9 +100,8 @@ def test_a_residual_stream_is_no_parent_of_what_joins_it_later():
     arch = NETWORKS["residual"]
     assert parents(arch, "stem") == ("stem",) and parents(arch, "back") == ("back",)
     # Twice into a sum is not once; an output is read by the loss as well.
-    double = Architecture({"x": of("input", shape=(3,)), "a": of("linear", "x", width=3), "b": of("linear", "x", width=3), "y": of("add", "a", "a", "b")})
-    assert parents(double, "b") == ("b",)
     nodes = {"x": of("input", shape=(3,)), "a": of("linear", "x", width=3), "b": of("linear", "x", width=3), "y": of("add", "a", "b")}
+    assert parents(Architecture({**nodes, "y": of("add", "a", "a", "b")}), "b") == ("b",)
     assert parents(Architecture(nodes, ("a", "y")), "a") == ("a",)
 
 

@@ -131,7 +131,8 @@ def scored(key: str, units: int, gain: float, z: float, verdict: str = "noise") 
 
 def test_signal_is_judged_once_a_site_at_its_share_of_alpha():
     bar = NormalDist().inv_cdf(1 - 0.05 / 2)
-    found = _judge([scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, bar + 0.01), scored("b", 1, 0.3, bar - 0.01), scored("c", 1, 0.4, 9.9, "shrink")], 0.05)
+    growth = [scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, bar + 0.01), scored("b", 1, 0.3, bar - 0.01)]
+    found = _judge([*growth, scored("c", 1, 0.4, 9.9, "shrink")], 0.05)
     assert [s.candidate.verdict for s in found] == ["grow", "grow", "noise", "shrink"]
     # The largest proposal speaks for the site: a smaller one with a better z does not.
     found = _judge([scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, 1.0)], 0.05)

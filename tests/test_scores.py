@@ -96,7 +96,8 @@ def test_the_value_is_the_formula_sample_by_sample(name):
             else:
                 error = float(s.std()) / len(s) ** 0.5
                 assert gain.z == pytest.approx(float(s.mean()) / error if error else 0.0, rel=1e-7)
-                assert gain.held == pytest.approx(gain.amplitude * float(s.mean()) - gain.amplitude**2 * float((t**2).mean()) / 2, rel=1e-7, abs=1e-12)
+                held = gain.amplitude * float(s.mean()) - gain.amplitude**2 * float((t**2).mean()) / 2
+                assert gain.held == pytest.approx(held, rel=1e-7, abs=1e-12)
 
 
 def single_output(seed: int = 0) -> tuple[Architecture, dict, Fold]:
@@ -134,8 +135,9 @@ def test_the_predicted_gain_is_the_real_one_where_the_loss_is_quadratic(kind):
 
 PATHS = {
     "linear-linear": NETWORKS["mlp"], "conv-avgpool-conv": Architecture({
-        "x": of("input", shape=(2, 8, 8)), "c": of("conv2d", "x", channels=2, kernel=3), "a": of("relu", "c"), "p": of("avg_pool", "a", kernel=2),
-        "d": of("conv2d", "p", channels=2, kernel=3, stride=2, padding=1), "b": of("tanh", "d"), "f": of("flatten", "b"), "y": of("linear", "f", width=3),
+        "x": of("input", shape=(2, 8, 8)), "c": of("conv2d", "x", channels=2, kernel=3), "a": of("relu", "c"),
+        "p": of("avg_pool", "a", kernel=2), "d": of("conv2d", "p", channels=2, kernel=3, stride=2, padding=1), "b": of("tanh", "d"),
+        "f": of("flatten", "b"), "y": of("linear", "f", width=3),
     }),
     "conv-pool-flatten-linear": Architecture({
         "x": of("input", shape=(1, 5, 5)), "c": of("conv2d", "x", channels=2, kernel=2, stride=1, padding=0), "n": of("batchnorm", "c"),
@@ -284,7 +286,8 @@ def student(act: str = "relu", noise: float = 0.01, rows: int = 400) -> tuple[Ar
     x = torch.randn(2 * rows, 5, generator=generator, dtype=torch.float64)
     direction = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.3], dtype=torch.float64)
     hidden = {"relu": torch.relu, "tanh": torch.tanh}[act](x @ direction + 0.4)
-    y = x @ torch.randn(5, 2, generator=generator, dtype=torch.float64) + torch.outer(hidden, torch.tensor([1.5, -1.0], dtype=torch.float64))
+    y = x @ torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    y = y + torch.outer(hidden, torch.tensor([1.5, -1.0], dtype=torch.float64))
     y = y + noise * torch.randn(2 * rows, 2, generator=generator, dtype=torch.float64)
     arch = Architecture({"x": of("input", shape=(5,)), "y": of("linear", "x", width=2)})
     solved = torch.linalg.lstsq(torch.cat([x[:rows], torch.ones(rows, 1)], 1), y[:rows]).solution
@@ -334,13 +337,15 @@ def test_the_order_of_units_and_inputs_does_not_matter(key):
     weights, fold, held = weights_for(arch), fold_for(arch, "classification", 50), fold_for(arch, "classification", 50, 1)
     p, q, r = [3, 1, 4, 0, 2], [2, 0, 3, 1], [1, 2, 0]
     mixed = dict(weights)
-    mixed["h1.weight"], mixed["h1.bias"], mixed["h2.weight"] = weights["h1.weight"][q][:, p], weights["h1.bias"][q], weights["h2.weight"][r][:, q]
+    mixed["h1.weight"], mixed["h1.bias"] = weights["h1.weight"][q][:, p], weights["h1.bias"][q]
+    mixed["h2.weight"] = weights["h2.weight"][r][:, q]
     for local in ("weight", "bias", "running_mean", "running_var"):
         mixed[f"n2.{local}"] = weights[f"n2.{local}"][r]
     mixed["y.weight"] = weights["y.weight"][:, r]
     effects, gains = [], []
     for w, order in ((weights, slice(None)), (mixed, p)):
-        evidence = measure(arch, w, Fold(fold.x[:, order], fold.y), Fold(held.x[:, order], held.y), LOSSES["classification"], rows=100, seed=0, path=())
+        train, unseen = (Fold(f.x[:, order], f.y) for f in (fold, held))
+        evidence = measure(arch, w, train, unseen, LOSSES["classification"], rows=100, seed=0, path=())
         site = next(s for _, _, s in sites_of(arch, "widen", "connect") if s.key == key)
         proposal = Natural(Natural.Options()).propose(evidence, site, 2, (0,))
         effects.append(site.form.effect(evidence.train, proposal))

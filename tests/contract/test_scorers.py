@@ -165,7 +165,8 @@ def converged(seed: int, planted: float) -> Evidence:
     y = torch.randn(2 * ROWS, 2, generator=generator, dtype=torch.float64) + planted * (x @ DIRECTION).abs().unsqueeze(1)
     solved = torch.linalg.lstsq(torch.cat([x, torch.ones(2 * ROWS, 1)], 1)[:ROWS], y[:ROWS]).solution
     weights = {"y.weight": solved[:-1].T.contiguous(), "y.bias": solved[-1]}
-    return measure(LINEAR, weights, Fold(x[:ROWS], y[:ROWS]), Fold(x[ROWS:], y[ROWS:]), LOSSES["regression"], rows=10**6, seed=seed, path=())
+    train, held = Fold(x[:ROWS], y[:ROWS]), Fold(x[ROWS:], y[ROWS:])
+    return measure(LINEAR, weights, train, held, LOSSES["regression"], rows=10**6, seed=seed, path=())
 
 
 def grows(name: str, seed: int, planted: float) -> bool:
