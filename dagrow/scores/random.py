@@ -8,8 +8,7 @@ from dagrow.measure import Evidence, Link, Site, Units
 from dagrow.registry import Options
 from dagrow.rng import stream
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
-from dagrow.scores.natural import scale_of
-from dagrow.scores.units import Unsupported, column_blocks, head, reader_view, sources_of
+from dagrow.scores.units import Unsupported, column_blocks, head, reader_view, scale_of, sources_of
 
 
 @REGISTRY.register("random")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dagrow.measure import Pass, Units, features, flat, propagate
 from dagrow.measure.features import Unsupported, call, grouped, template
-from dagrow.scores import Block
+from dagrow.scores import Block, Proposal
 
 # A design matrix may have this many values: 160 MB in fp64.
 MOST_VALUES = 2e7
@@ -244,6 +244,24 @@ def column_blocks(form: Units, units: int, omega: dict[str, Tensor], dtype: torc
     return made
 
 
+def proposal_of(form: Units, sources: Sources, seen: Pass, alpha: Tensor) -> Proposal:
+    """A full proposal from fan-ins: scaled to unit pre-activations, statistics measured, fan-out refitted."""
+    alpha = alpha / scale_of(form, sources, alpha)
+    follows: dict[str, Tensor] = {}
+    view = reader_view(form, sources.born(form, alpha), follows, fit=True)
+    shapes = {**form.frame.params, **form.frame.buffers}
+    blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, len(alpha), refit(form, seen, view), torch.float64, shapes)
+    blocks += [Block(param, 0, values) for param, values in follows.items() if param in shapes]
+    finite = all(bool(torch.isfinite(b.values).all()) for b in blocks)
+    return Proposal("ok" if finite else "nonfinite", units=len(alpha), blocks=tuple(blocks))
+
+
+def scale_of(form: Units, sources: Sources, alpha: Tensor) -> Tensor:
+    """Standard deviation of each unit's pre-activation, summed over its writers: [units, 1]."""
+    total = sum(z.flatten(2) if z.dim() > 2 else z.unsqueeze(2) for z in sources.born(form, alpha).values())
+    return total.std((0, 2), unbiased=False).clamp(min=1e-12).unsqueeze(1)
+
+
 __all__ = [
-    "Aim", "Sources", "Unsupported", "aims", "column_blocks", "damped", "flat", "head", "linear_moments", "power", "reader_view", "refit", "sources_of",
+    "Aim", "Sources", "Unsupported", "aims", "column_blocks", "damped", "flat", "head", "linear_moments", "power", "proposal_of", "reader_view", "refit", "scale_of", "sources_of",
 ]
