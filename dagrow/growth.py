@@ -199,7 +199,7 @@ class Search:
             )
         last = next(e for e in reversed(self.run.events()) if e.kind in ("step", "final"))
         self.network = load_network(self.run, last, "before_" if state.phase == "growth" else "")
-        banned = (*state.banned, last.payload["key"]) if state.phase == "growth" else state.banned
+        banned = (*state.banned, *last.payload["keys"]) if state.phase == "growth" else state.banned
         self.state = replace(state, epoch=0 if state.phase == "growth" else state.epochs, edited=False, banned=banned, mark=None)
         return {"status": "diverged", "undone": last.payload.get("where", "")}
 
@@ -380,11 +380,11 @@ def _refuse_if_all_too_dear(scored: list[Scored]) -> None:
 def _describe(scored: list[Scored], taken: Measured | None, parent: Architecture) -> dict:
     """What the journal and the log say of a decision."""
     if taken is None:
-        return {"edit": "null", "where": "-", "units": None, "key": "null -"}
+        return {"edit": "null", "where": "-", "units": None, "keys": []}
     parts = [scored[i] for i in taken.outcome.trial.members]
     return {
         "edit": "+".join(dict.fromkeys(p.candidate.edit for p in parts)), "where": ", ".join(p.candidate.where for p in parts),
-        "units": sum(p.candidate.units or 0 for p in parts), "key": parts[0].candidate.key,
+        "units": sum(p.candidate.units or 0 for p in parts), "keys": [p.candidate.key for p in parts],
         "predicted": sum(p.gain.nats for p in parts), "stderr": sum(p.gain.stderr**2 for p in parts) ** 0.5,
         "z": min(p.gain.z for p in parts), "checked": taken.checked, "held": taken.held, "held_stderr": taken.held_stderr,
         "amplitude": taken.amplitude, "added_params": taken.arch.size - parent.size, "added_macs": taken.arch.macs - parent.macs,

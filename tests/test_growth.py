@@ -164,11 +164,11 @@ def test_a_diverged_edit_is_undone_and_not_offered_again(tmp_path):
     assert step["edit"] == "widen" and gone["undone"] == step["where"]
     assert gone["architecture"] == events[at - 2][2]["architecture"] and gone["params"] < step["params"]
     assert events[at][3]["weights"] == events[at - 2][3]["weights"]
-    assert gone["state"]["banned"] == [step["key"]] and gone["state"]["trained"] == 4
+    assert gone["state"]["banned"] == step["keys"] and gone["state"]["trained"] == 4
     assert after[1] == "epoch" and after[2].get("status") is None
     assert events[-1][1] == "done"
     for _, k, p, _ in events[at + 1 :]:
-        assert not (k == "step" and p["key"] == step["key"] and p["state"]["banned"])
+        assert not (k == "step" and set(p["keys"]) & set(step["keys"]) and p["state"]["banned"])
     assert stopped(tmp_path / "b", plan) == events
 
 

@@ -95,15 +95,6 @@ class Derived:
     locals: Mapping[str, Mapping[str, str]] = field(repr=False)
 
     def units(self, axis: str, param: str, dim: int) -> tuple[int, ...]:
-        """For each index of dimension `dim` of a parameter or buffer, the unit of `axis` it belongs to, or -1."""
-        number = list(self.axes).index(axis)
-        table = self.tables.get((param, dim))
-        if table is None:
-            return (-1,) * {**self.params, **self.buffers}[param][dim]
-        mine = table.codes >> 32 == number
-        return tuple(np.where(mine, table.codes & 0xFFFFFFFF, -1).max(1).tolist())
-
-    def units(self, axis: str, param: str, dim: int) -> tuple[int, ...]:
         """Which unit of `axis` each index of dimension `dim` of a parameter belongs to; -1 for none."""
         number = list(self.axes).index(axis)
         table = self.tables.get((param, dim))
