@@ -18,10 +18,10 @@ from torch import Tensor
 
 from dagrow.graph import Architecture
 from dagrow.measure.features import Unsupported, call, features, flat, propagate, template, with_units
+from dagrow.measure.proposals import Proposal
 
 if TYPE_CHECKING:
     from dagrow.measure.evidence import Pass
-    from dagrow.scores import Proposal
 
 
 def _values(proposal: Proposal) -> dict[tuple[str, int], Tensor]:
