@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dagrow.spec import Spec
 from dagrow.store import Event, Run, graceful, manifest, manifest_difference
 from dagrow.train import evaluate
 
+STOPPING = "\r\nstopping after the work in progress; once more to stop at once\r\n"
 Listener = Callable[[dict[str, Any]], None]
 Architecture._repr_html_ = lambda self: report.html(self)
 
@@ -57,7 +59,13 @@ class Grown:
 
     @cached_property
     def plan(self) -> Plan:
-        return self._plan or make_plan(check.check(spec_of(self._run)))
+        if self._plan is not None:
+            return self._plan
+        plan = make_plan(check.check(spec_of(self._run)))
+        began = [e.payload["now"] for e in self._run.events() if e.kind == "different"][-1:] or [self._run.manifest]
+        if began[0].get("data", plan.data.digest) != plan.data.digest:
+            raise RunError(f"{self.folder}: the data is no longer what this run was trained on", fix="put the data back as it was; exported files hold what they need")
+        return plan
 
     @property
     def data(self) -> Dataset:
@@ -148,10 +156,20 @@ class Grown:
         return f"Grown({str(self.folder)!r}, {state}, {len(self.architecture.nodes)} nodes, {self.architecture.size} params)"
 
 
-def spec_of(run: Run) -> Spec:
-    """The spec a run follows: the one it began with, and the budgets it was extended by. Paths start where they did."""
-    sets = [s for e in run.events() if e.kind == "extended" for s in e.payload["sets"]]
-    return specs.load(run.spec, sets, folder=run.manifest.get("folder"))
+def spec_of(run: Run, sets: Sequence[str] = ()) -> Spec:
+    """The spec a run follows: the one it began with, the budgets it was extended by, and `sets`. Paths start where they did."""
+    before = [s for e in run.events() if e.kind == "extended" for s in e.payload["sets"]]
+    return specs.load(run.spec, [*before, *sets], folder=run.manifest.get("folder"))
+
+
+def _refuse_smaller(run: Run, plan: Plan) -> None:
+    """A run is extended, not cut back: its networks would be over the budget already."""
+    for key in ("params", "macs"):
+        limit, largest = getattr(plan.spec.budget, key), max((e.payload[key] for e in run.events() if key in e.payload), default=0)
+        if limit is not None and largest > limit:
+            raise UsageError(
+                f"--set budget.{key}={limit}: this run has a network of {largest:,} {key} already", fix=f"allow {largest} or more, or start another run"
+            )
 
 
 def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] = ()) -> check.Checked:
@@ -213,28 +231,27 @@ def resume(
     if wrong:
         raise UsageError(f"--set {wrong[0]}: a run in progress keeps its spec; only budget.… may change", fix="start another run with `dagrow search`")
     with Run.open(folder, write=True) as run:
+        plan = make_plan(check.check(spec_of(run, sets)))  # refused before anything is written
         if sets:
-            specs.load(run.spec, sets)  # refused before anything is written
-        plan = make_plan(check.check(spec_of(run)))
+            _refuse_smaller(run, plan)
         device = run.manifest.get("device", "cpu")
         check_device(device)
         now = manifest(run.manifest["spec"], plan.data.digest, device) | {"folder": run.manifest.get("folder")}
-        different = manifest_difference(run.manifest, now)
-        known = [e.payload["now"] for e in run.events() if e.kind == "different"]
-        if different and (not known or manifest_difference(known[-1], now)):
+        known = [run.manifest, *(e.payload["now"] for e in run.events() if e.kind == "different")]
+        different = manifest_difference(known[-1], now)
+        if different:
             if not accept_different:
-                rows = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in different)
-                raise RunError(f"{folder}: not the machine, versions or data it began with: {rows}", fix="go on all the same with --accept-different")
+                rows = "; ".join(f"{key} was {_short(old)}, is {_short(new)}" for key, old, new in different)
+                raise RunError(f"{folder}: not the machine, versions or data it {'went on' if len(known) > 1 else 'began'} with: {rows}", fix="go on all the same with --accept-different")
             run.commit("different", {"now": now})
         if sets:
             run.commit("extended", {"sets": list(sets)})
-            plan = make_plan(check.check(spec_of(run)))
         return _grow(plan, run, device, listen)
 
 
 def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
     tell = listen or (lambda row: None)
-    with graceful() as stopping:
+    with graceful(STOPPING if sys.stderr is not None and sys.stderr.isatty() else "") as stopping:
         work = Search(plan, run, device)
         stopping.check(_saved(run))
         for event in work.events():
@@ -244,8 +261,10 @@ def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
         work.tidy()
         done, paths = Grown(run.folder, plan), {}
         for form in plan.spec.export:
-            paths[form.name] = str(done.export(form.name, **form.options)[0])
-            stopping.check(_saved(run))
+            try:
+                paths[form.name] = str(done.export(form.name, **form.options)[0])
+            finally:
+                stopping.check(_saved(run))  # Ctrl-C reaches the process that compares, too: that is no failed export
     end = done.history[-1]
     tell({**end, "run": str(run.folder), "seconds": sum(row["seconds"] for row in done.history), "exports": paths})
     return done
@@ -253,6 +272,11 @@ def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
 
 def _saved(run: Run) -> str:
     return f"stopped; everything finished so far is saved\n  go on with: dagrow resume {run.folder}"
+
+
+def _short(value: object) -> str:
+    """A digest is told apart by its first characters."""
+    return repr(value) if not isinstance(value, str) or len(value) <= 24 else f"{value[:10]}…"
 
 
 def check_device(device: str) -> None:
@@ -296,9 +320,11 @@ def score(source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[
     source: a run (its folder or what `load` gave), scored as growth left it, or a spec, whose seed network is trained for
     train.epochs.first first. Raises as `search` does.
     """
+    if sets and (isinstance(source, Grown) or _is_folder(source)):
+        raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="score the spec, or leave out --set")
     if isinstance(source, Grown):
         return _scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top)
-    if isinstance(source, str | os.PathLike) and "\n" not in str(source) and Path(source).is_dir():
+    if _is_folder(source):
         return score(Grown(source), top=top)
     plan = make_plan(checked_of(source, sets))
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", {}, {}) as run, graceful() as stopping:
@@ -308,6 +334,10 @@ def score(source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[
             (listen or (lambda row: None))(event_row(event, plan))
             stopping.check("stopped; nothing was kept")
         return _scored(plan, work.network, 0, top)
+
+
+def _is_folder(source: object) -> bool:
+    return isinstance(source, str | os.PathLike) and os.path.isdir(source)
 
 
 def _scored(plan: Plan, network: Network, step: int, top: int | None) -> list[Row]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from dagrow.errors import DagrowError, UsageError
+from dagrow.errors import DagrowError, Interrupted, UsageError
+if TYPE_CHECKING:
+    from dagrow.api import Grown
 
 app = typer.Typer(
     help="Grow a small neural network to fit your data: it trains, finds where expressive power is lacking, rewrites the graph there, trains on.",
@@ -31,7 +38,19 @@ def say(text: str) -> None:
 
 
 def put(row: dict[str, Any]) -> None:
-    print(json.dumps(row, allow_nan=False, default=str), flush=True)
+    from dagrow.progress import finite
+
+    print(json.dumps(finite(row), allow_nan=False, default=str), flush=True)
+
+
+def load(folder: Path) -> Grown:
+    """The run of a folder; says so where it is not finished."""
+    from dagrow import api
+
+    run = api.load(folder)
+    if not run.finished:
+        say(f"{folder} is not finished: this is its present network (go on with: dagrow resume {folder})")
+    return run
 
 
 @app.command()
@@ -40,6 +59,8 @@ def check(spec: SpecFile, sets: Sets = None, as_json: AsJson = False) -> None:
     from dagrow import report, showing
 
     facts = showing.examine(spec, sets or ())
+    for warning in facts.warnings():
+        say(warning)
     if as_json:
         put(facts.row())
     else:
@@ -108,12 +129,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Loss, accuracy or R2, parameters and MACs of a run's network."""
-    from dagrow import api
     from dagrow.progress import eval_table
 
     if step is not None and step != "best" and not step.isdigit():
-        raise UsageError(f"--step {step}: a number or best")
-    facts = api.load(run).evaluate(int(step) if step and step.isdigit() else step)
+        raise UsageError(f"--step {step}: not a step", fix="give the number of a decision, or best")
+    facts = load(run).evaluate(int(step) if step and step.isdigit() else step)
     put(facts) if as_json else eval_table(facts)
 
 
@@ -124,12 +144,11 @@ def predict(
     out: Annotated[Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="Write csv there instead of stdout.")] = None,  # noqa: UP045
 ) -> None:
     """Predictions for new rows, as csv: the class and its probabilities, or the predicted numbers."""
-    from dagrow import api
     from dagrow.showing import predictions_csv
 
-    text = predictions_csv(api.load(run), file)
+    text = predictions_csv(load(run), file)
     if out is None:
-        print(text, end="")
+        print(text, end="", flush=True)
     else:
         from dagrow.export.files import placing
 
@@ -146,10 +165,8 @@ def export(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Give probabilities instead of logits.")] = False,
 ) -> None:
     """Write the trained network, load it again in a clean process without dagrow, compare, print the largest difference."""
-    from dagrow import api
-
     options = {"output": "probabilities"} if probabilities else {}
-    path, difference = api.load(run).export(form, out, **options)
+    path, difference = load(run).export(form, out, **options)
     print(f"{path}: largest difference in a clean process {difference:.3g}")
 
 
@@ -164,7 +181,7 @@ def show(
 
     drawings = {"text": report.text, "mermaid": report.mermaid}
     if form not in drawings:
-        raise UsageError(f"--format {form}: text or mermaid")
+        raise UsageError(f"--format {form}: no such drawing", fix="text or mermaid")
     print(drawings[form](showing.architecture_of(source, sets or ())))
 
 
@@ -188,7 +205,37 @@ def schema() -> None:
     """JSON Schema of a spec, for editors."""
     from dagrow.spec import schema as full
 
-    print(json.dumps(full(), indent=2))
+    print(json.dumps(full(), indent=2), flush=True)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """A signal ends a command like any error: temporary files are removed, processes it started ended. A search has its own rules."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted(signum, "interrupted")
+
+    before = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                signum = getattr(signal, name, None)
+                if signum is not None and signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                    before[signum] = signal.signal(signum, stop)
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _flushed() -> bool:
+    """Whether what was printed could be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -196,13 +243,22 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets escapes, not a crash
     try:
-        app(arguments, standalone_mode=True)
+        with _signals():
+            app(arguments, prog_name="dagrow", standalone_mode=True)
     except DagrowError as error:
         if debug:
             raise
         say(str(error))
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        # typer ends quietly where nobody reads on; other commands have only a full buffer by now
+        if isinstance(end.__context__, BrokenPipeError) or not _flushed():
+            sys.exit(141)
+        raise
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)

@@ -6,6 +6,7 @@ The command line prints it without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ class DagrowError(Exception):
         super().__init__(message if fix is None else f"{message}\n  {fix}")
         self.message = message
         self.fix = fix
+
+    def __reduce__(self):
+        # By its state: subclasses take other arguments than Exception keeps, and errors travel between processes.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
 
 
 @dataclass(frozen=True)

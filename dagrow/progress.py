@@ -114,7 +114,7 @@ def ending(row: dict[str, Any]) -> str:
     """What a finished run says for itself."""
     quality = next(f"{k.removeprefix('test_')} {v:.4f}" for k, v in row.items() if k in ("test_accuracy", "test_r2"))
     rows = [
-        f"{row['steps']} steps, {row['params']} params, {row['macs']} MACs, {row['seconds']:.1f} s",
+        f"{row['steps']} step{'s' if row['steps'] != 1 else ''}, {row['params']} params, {row['macs']} MACs, {row['seconds']:.1f} s",
         f"test: {quality}, loss {row['test_loss']:.4f} nats (val {row['val_loss']:.4f}, train {row['train_loss']:.4f})",
         f"run: {row['run']}",
         *(f"{name}: {path}" for name, path in row["exports"].items()),

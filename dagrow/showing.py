@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from dagrow.api import Grown, checked_of
+from dagrow.errors import UsageError
+from dagrow.globs import matches
 from dagrow.graph import Architecture
 from dagrow.growth import Plan
 from dagrow.planning import make_plan
 from dagrow.propose import sites
-from dagrow.report import printable
+from dagrow.report import printable, tables
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,29 @@ class Facts:
             found[edit.name] += 1
         return found
 
+    def warnings(self) -> list[str]:
+        """Patterns that keep an edit from every site it has in the seed network. No errors: later nodes may match."""
+        spec, rows = self.plan.spec, []
+        for k, (edit, options) in enumerate(self.plan.edits):
+            where = getattr(options, "where", "**")
+            if where == "**" or next(sites(self.architecture, [(edit, options)]), None) is not None:
+                continue
+            others = sum(1 for _ in sites(self.architecture, [(edit, options.model_copy(update={"where": "**"}))]))
+            names = [n for n in self.architecture.nodes if matches(where, n)]
+            if names and others:
+                message = f"{edit.name}: {where!r} matches {', '.join(names[:5])}{', …' if len(names) > 5 else ''}, and none of its {others} sites"
+            elif not names:
+                message = f"{edit.name}: {where!r} matches no node of the seed network"
+            else:
+                continue
+            rows.append(spec.problem_at(("edits", k, "where"), f"warning: {message}", "* stays within a dotted segment, ** crosses them").render(spec.file))
+        return rows
+
     def row(self) -> dict:
-        arch = self.architecture
-        nodes = [
-            {"name": n, "op": node.op, "shape": list(arch.shapes[n]), "macs": arch.derived.macs.get(n, 0)} for n, node in arch.nodes.items()
-        ]
-        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(self.counts().values())}
+        arch, counts = self.architecture, self.counts()
+        nodes = [asdict(row) | {"op": arch.nodes[row.name].op} for row in tables.rows(arch)]
+        axes = {axis.id: axis.size for axis in arch.axes.values()}
+        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(counts.values()), "sites": counts, "axes": axes}
 
     def axes_text(self) -> str:
         arch, counts = self.architecture, self.counts()
@@ -70,6 +89,8 @@ def examine(source: Path, sets: Sequence[str]) -> Facts:
 
 def architecture_of(source: Path, sets: Sequence[str]) -> Architecture:
     """The network of a run's folder, or the seed network of a spec."""
+    if sets and source.is_dir():
+        raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="show the spec, or leave out --set")
     return Grown(source).architecture if source.is_dir() else checked_of(source, sets).architecture
 
 

@@ -79,7 +79,7 @@ def _raise(spec: Spec, problems: Sequence[Problem]) -> None:
 def _data(spec: Spec, problems: list[Problem]) -> Dataset | None:
     from dagrow import data
 
-    path: Path = ("data", "source")
+    path: Path = ("data", "options", "path") if "path" in spec.data.options else ("data", "source")
     try:
         made = data.load(spec.data.source, spec.data.options, spec.data.split, spec.data.normalise, spec.folder)
         path = ("data", "batch")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dagrow.compiler import Deployed
     from dagrow.graph import Architecture
 
-REGISTRY = Registry("format", __name__)
+REGISTRY = Registry("format", __name__, verb="formats")
 TOLERANCE = 1e-5  # of the largest output, or of 1 where that is smaller
 
 

@@ -20,12 +20,11 @@ def locate(tree: Tree | None, path: Path, *, key: bool = False) -> Place:
     for segment in path:
         step = _step(tree, segment)
         if step is None:
-            break
+            # `source: wine` is short for a mapping: its name is the value itself
+            return at_key if isinstance(tree.value, (dict, list)) else tree.place
         tree, at_key = step
         place = at_key if isinstance(tree.value, (dict, list)) else tree.place
-    else:
-        return at_key if key else place
-    return at_key
+    return at_key if key else place
 
 
 def _step(tree: Tree, segment: str | int) -> tuple[Tree, Place] | None:

@@ -43,7 +43,12 @@ def read_file(path: Path, file: str) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError([Problem(f"cannot be read: {reason}", hint=f"did you mean {path.with_name(near)}?" if near else None)], file) from None
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            held = next((path / name for name in ("run.db", "spec.yaml") if (path / name).is_file()), None)
+            hint = f"to go on with the run it holds: dagrow resume {path}" if held and held.name == "run.db" else f"did you mean {held}?" if held else None
+            raise SpecError([Problem("cannot be read: a folder, not a spec", hint=hint)], file)
+        if not stat.S_ISREG(mode):
             raise SpecError([Problem("cannot be read: not a regular file")], file)
         with os.fdopen(os.dup(handle), "rb") as stream:
             data = stream.read(MOST_BYTES + 1)

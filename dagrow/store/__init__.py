@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "Event", "Run", "Stopping", "graceful", "manifest", "manifest_difference"]
 
 OTHER = "choose another folder with -o, or replace it with --force"
+CREATE = "create the run"
 RESTORE = "put {} back as it was when the run began; budgets are changed with `dagrow resume FOLDER --set`"
 MILESTONES = frozenset({"edit", "step", "final"})
 
@@ -66,7 +67,7 @@ class Run:
         RunError: not empty, another run or the same, being written, not writable. Nothing is changed then.
         """
         folder = Path(folder).absolute()
-        with _reasons(folder, "create the run"):
+        with _reasons(folder, CREATE):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise RunError(f"{folder}: a file, not a folder", fix="choose another folder with -o")
             if folder.is_dir() and not folders.being_replaced(folder):
@@ -309,6 +310,8 @@ def _reasons(folder: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         place = error.filename or folder
         fix = "what was committed before is intact; make the folder writable or free some space, then resume"
+        if doing == CREATE:
+            fix = "choose another folder with -o, or make this one writable"
         raise RunError(f"cannot {doing}: {place}: {error.strerror or error}", fix=fix) from error
     except sqlite3.Error as error:
         fix = "what was committed before is intact; free some space, check the folder's permissions, then resume"

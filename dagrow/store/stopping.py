@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dagrow.errors import Interrupted
 
@@ -25,10 +26,10 @@ class Stopping:
 
 
 @contextmanager
-def graceful() -> Iterator[Stopping]:
+def graceful(notice: str = "") -> Iterator[Stopping]:
     """Inside the block the first SIGINT, SIGTERM or SIGHUP only sets `requested`; a second one raises Interrupted at once.
 
-    Handlers are restored on leaving. A signal the caller had ignored (nohup, a background job) stays ignored.
+    `notice` is what a terminal on stderr is told then. Handlers are restored on leaving. A signal the caller had ignored (nohup, a background job) stays ignored.
     Outside the main thread Python allows no handlers: the flag then never rises.
     """
     stopping = Stopping()
@@ -37,6 +38,9 @@ def graceful() -> Iterator[Stopping]:
         if stopping.requested is not None:
             raise Interrupted(signum, "interrupted twice: the work in progress is lost, everything committed is saved")
         stopping.requested = signum
+        if notice:
+            with suppress(OSError):
+                os.write(2, notice.encode())  # not through sys.stderr, which may be in the middle of a write
 
     before = {}
     try:
