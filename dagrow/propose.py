@@ -9,7 +9,7 @@ from statistics import NormalDist
 from dagrow.applying import Part
 from dagrow.graph import Architecture, Refusal
 from dagrow.measure import Evidence
-from dagrow.measure.sites import Site, Units
+from dagrow.measure.sites import Site
 from dagrow.scores import Proposal, Scorer, serving
 from dagrow.scores.valuer import Gain, scaled, value
 from dagrow.select import Candidate
@@ -87,59 +87,73 @@ def propose(
     A growing candidate's verdict is "grow" where its site's gain is signal on held-out rows: z above the normal quantile
     of 1 - alpha / m for m growing sites. With `price_first` what cannot fit is not scored.
     """
-    arch, found = evidence.arch, []
-    for edit, options, site in sites(arch, edits):
-        for units in sorted({min(u, max(site.units)) for u in site.units}):
-            if site.key not in banned:
-                found.append(_candidate(evidence, edit, options, site, units, scorer, limits, key, price_first))
-    found = list({(s.candidate.key, s.candidate.units): s for s in found}.values())
-    judged = _judge(found, alpha)
-    order = sorted(judged, key=lambda s: (s.candidate.verdict in ("unsupported", "too dear"), -s.candidate.gain, s.candidate.params, s.candidate.key))
+    pricing, found = _Pricing(evidence, scorer, limits, key, price_first), {}
+    for edit, options, site in sites(evidence.arch, edits):
+        for units in site.units if site.key not in banned else ():
+            made = pricing.grown(edit, options, site, units) if site.form.grows else pricing.shrunk(edit, options, site, units)
+            found[made.candidate.key, made.candidate.units] = made
+    last = ("unsupported", "too dear")
+    order = sorted(
+        _judge(list(found.values()), alpha), key=lambda s: (s.candidate.verdict in last, -s.candidate.gain, s.candidate.params, s.candidate.key)
+    )
     numbered = [replace(s, candidate=replace(s.candidate, index=k)) for k, s in enumerate(order, start=1)]
     return [Scored(NULL), *numbered]
 
 
-def _candidate(evidence, edit, options, site: Site, units: int, scorer, limits: Limits, key, price_first: bool) -> Scored:
-    arch, reason = evidence.arch, ""
-    made = arch
-    growing = site.form.grows
-    if growing:
-        fit = fitting(arch, edit, site, units, limits)
-        if isinstance(fit, Refusal):
-            reason = fit.reason
-            full = edit.rewrite(arch, site, Proposal(units=units))
+@dataclass(frozen=True)
+class _Pricing:
+    """Makes one site at one size into a candidate."""
+
+    evidence: Evidence
+    scorer: Scorer
+    limits: Limits
+    key: tuple[int | str, ...]
+    price_first: bool
+
+    def grown(self, edit: type, options: object, site: Site, units: int) -> Scored:
+        fit = fitting(self.evidence.arch, edit, site, units, self.limits)
+        dear = fit.reason if isinstance(fit, Refusal) else ""
+        if dear:
+            full = edit.rewrite(self.evidence.arch, site, Proposal(units=units))
             if isinstance(full, Refusal):
-                return _refused(edit, site, units, "unsupported", full.reason)
-            made = full.arch
-            if price_first:
-                return _refused(edit, site, units, "too dear", reason, made.size - arch.size, made.macs - arch.macs)
-        else:
-            units, made = fit
-    rule = serving(scorer, site.form)
-    if rule is None:
-        return _refused(edit, site, units, "unsupported", f"no scorer for {type(site.form).__name__}")
-    proposal = rule.propose(evidence, site, units, key)
-    gain = value(evidence, site, proposal)
-    if gain.status != "ok":
-        return _refused(edit, site, units, "unsupported", proposal.reason or gain.status)
-    if growing:
-        if proposal.units < units and isinstance(site.form, Units):  # no more directions than that
-            units, made = proposal.units, edit.rewrite(arch, site, proposal).arch
-        proposal = scaled(site, proposal, gain.amplitude)
-    else:
-        shrunk = edit.rewrite(arch, site, proposal)
-        if isinstance(shrunk, Refusal):
-            return _refused(edit, site, units, "unsupported", shrunk.reason)
-        made = shrunk.arch
-    verdict = "too dear" if reason else ("noise" if growing else "shrink")
-    candidate = Candidate(
-        0, edit.name, site.where, units, gain.nats, gain.stderr, gain.z, made.size - arch.size, made.macs - arch.macs, verdict, site.key
-    )
-    return Scored(candidate, Part(edit, options, site, proposal), gain, reason)
+                return self._out(edit, site, units, "unsupported", full.reason)
+            if self.price_first:
+                return self._out(edit, site, units, "too dear", dear, full.arch)
+            fit = units, full.arch
+        units, made = fit
+        proposal, gain = self._valued(site, units)
+        if gain.status != "ok":
+            return self._out(edit, site, units, "unsupported", proposal.reason or gain.status)
+        if proposal.units < units:  # the evidence holds no more directions than that
+            units, made = proposal.units, edit.rewrite(self.evidence.arch, site, proposal).arch
+        part = Part(edit, options, site, scaled(site, proposal, gain.amplitude))
+        return self._in(part, units, "too dear" if dear else "noise", made, gain, dear)
 
+    def shrunk(self, edit: type, options: object, site: Site, units: int) -> Scored:
+        proposal, gain = self._valued(site, units)
+        made = edit.rewrite(self.evidence.arch, site, proposal) if gain.status == "ok" else Refusal(proposal.reason or gain.status)
+        if isinstance(made, Refusal):
+            return self._out(edit, site, units, "unsupported", made.reason)
+        return self._in(Part(edit, options, site, proposal), units, "shrink", made.arch, gain)
 
-def _refused(edit, site: Site, units: int, verdict: str, reason: str, params: int = 0, macs: int = 0) -> Scored:
-    return Scored(Candidate(0, edit.name, site.where, units, 0.0, 0.0, 0.0, params, macs, verdict, site.key), None, Gain(), reason)
+    def _valued(self, site: Site, units: int) -> tuple[Proposal, Gain]:
+        rule = serving(self.scorer, site.form)
+        if rule is None:
+            return Proposal("unsupported", "no scorer serves such a site"), Gain(status="unsupported")
+        proposal = rule.propose(self.evidence, site, units, self.key)
+        return proposal, value(self.evidence, site, proposal)
+
+    def _in(self, part: Part, units: int, verdict: str, made: Architecture, gain: Gain, reason: str = "") -> Scored:
+        return Scored(self._candidate(part.edit, part.site, units, verdict, made, gain), part, gain, reason)
+
+    def _out(self, edit: type, site: Site, units: int, verdict: str, reason: str, made: Architecture | None = None) -> Scored:
+        return Scored(self._candidate(edit, site, units, verdict, made or self.evidence.arch, Gain()), None, Gain(), reason)
+
+    def _candidate(self, edit: type, site: Site, units: int, verdict: str, made: Architecture, gain: Gain) -> Candidate:
+        arch = self.evidence.arch
+        return Candidate(
+            0, edit.name, site.where, units, gain.nats, gain.stderr, gain.z, made.size - arch.size, made.macs - arch.macs, verdict, site.key
+        )
 
 
 def _judge(found: list[Scored], alpha: float) -> list[Scored]:

@@ -77,16 +77,22 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._before = self._nats(self.arch, self.weights)
-        self._tuned: dict[int, Tensor] = {}
+        self._tuned: dict[int, Mapping[str, Tensor]] = {0: self.weights}
 
-    def _each(self, arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, beta: float = 1.0, variance: float | None = None) -> Tensor:
-        out = outputs(compile_architecture(arch, weights), fold.x)
-        return self.recipe.loss.each(out, fold.y, beta=beta, variance=variance).double()
+    def _nats(self, arch: Architecture, weights: Mapping[str, Tensor]) -> float:
+        """Mean nats on the training rows."""
+        return float(self.recipe.loss.nats(outputs(compile_architecture(arch, weights), self.rows.x), self.rows.y))
 
-    def _nats(self, arch: Architecture, weights: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Mean nats on (training rows, held-out rows)."""
-        model, loss = compile_architecture(arch, weights), self.recipe.loss
-        return tuple(float(loss.nats(outputs(model, f.x), f.y)) for f in (self.rows, self.held))
+    def _held(self, arch: Architecture, weights: Mapping[str, Tensor], epochs: int = 0) -> tuple[float, float]:
+        """(drop, standard error) in nats on held-out rows against the parent trained for `epochs` more, paired by row."""
+        if epochs not in self._tuned:
+            self._tuned[epochs] = self._fine_tune(self.arch, self.weights, self.moments, epochs)
+        loss, fold = self.recipe.loss, self.held
+        old, new = (outputs(compile_architecture(*pair), fold.x) for pair in ((self.arch, self._tuned[epochs]), (arch, weights)))
+        variance = loss.variance(old, fold.y)
+        change = loss.each(old, fold.y, variance=variance).double() - loss.each(new, fold.y, variance=variance).double()
+        drop = float(loss.nats(old, fold.y)) - float(loss.nats(new, fold.y))
+        return drop, float(change.std() / len(change) ** 0.5)
 
     def make(self, trial: Trial) -> Measured:
         """Any failure is an outcome with a status; nothing is raised for a candidate that does not work."""
@@ -108,26 +114,24 @@ class Bench:
     def _measured(self, trial: Trial, applied: Applied, grows: bool) -> Measured:
         amplitude = self._line(applied) if grows else 1.0
         weights = refresh_norms(applied.arch, applied.weights(amplitude), self.rows)
-        train, held = self._nats(applied.arch, weights)
-        checked, drop = self._before[0] - train, self._before[1] - held
-        error = self._paired(applied.arch, weights, self.weights)
-        gain = checked
+        gain = checked = self._before - self._nats(applied.arch, weights)
+        drop, error = held = self._held(applied.arch, weights)
         if trial.epochs:
-            weights_tuned = self._fine_tune(applied.arch, weights, applied.moments, trial.epochs)
-            gain, error = self._over_parent(applied.arch, weights_tuned, trial.epochs)
+            tuned = self._fine_tune(applied.arch, weights, applied.moments, trial.epochs)
+            gain, error = self._held(applied.arch, tuned, trial.epochs)
         finite = all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
         status = "ok" if finite and torch.isfinite(torch.tensor([gain, error])).all() else "nonfinite"
         if status == "ok" and grows and not amplitude:
             status = "no step lowers the loss"
         if status == "ok" and grows and drop < -error:
             status = "worse on held-out rows"
-        return Measured(Outcome(trial, gain, error, status), applied.arch, weights, applied.moments, checked, drop, error, amplitude)
+        return Measured(Outcome(trial, gain, error, status), applied.arch, weights, applied.moments, checked, *held, amplitude)
 
     def _line(self, applied: Applied) -> float:
         """The fan-out's amplitude with the lowest loss on training rows, by real forwards; 0 where none lowers it."""
-        losses = {0.0: self._before[0]}
+        losses = {0.0: self._before}
         model = compile_architecture(applied.arch, applied.full)
-        live = {**parameters_by_name(model)}
+        live = parameters_by_name(model)
         for amplitude in AMPLITUDES:
             with torch.no_grad():
                 for name, w in applied.weights(amplitude).items():
@@ -136,13 +140,6 @@ class Bench:
             losses[amplitude] = float(self.recipe.loss.nats(outputs(model, self.rows.x), self.rows.y))
         return min(losses, key=lambda a: (losses[a] if losses[a] == losses[a] else float("inf"), a))
 
-    def _paired(self, arch: Architecture, weights, before) -> float:
-        """Standard error of the change on held-out rows, paired by row."""
-        loss = self.recipe.loss
-        variance = loss.variance(outputs(compile_architecture(self.arch, before), self.held.x), self.held.y)
-        change = self._each(self.arch, before, self.held, variance=variance) - self._each(arch, weights, self.held, variance=variance)
-        return float(change.std() / len(change) ** 0.5)
-
     def _fine_tune(self, arch: Architecture, weights, moments: Moments, epochs: int) -> dict[str, Tensor]:
         for epoch in range(epochs):
             weights, moments, report = self.recipe.epoch(
@@ -150,15 +147,3 @@ class Bench:
             )
             self.spent += 3 * arch.macs * report.samples
         return weights
-
-    def _over_parent(self, arch: Architecture, weights, epochs: int) -> tuple[float, float]:
-        """(gain, standard error) on held-out rows over the parent trained as long, in the same order of rows."""
-        if epochs not in self._tuned:
-            self._tuned[epochs] = self._fine_tune(self.arch, self.weights, self.moments, epochs)
-        parent, loss = self._tuned[epochs], self.recipe.loss
-        old = outputs(compile_architecture(self.arch, parent), self.held.x)
-        new = outputs(compile_architecture(arch, weights), self.held.x)
-        variance = loss.variance(old, self.held.y)
-        change = loss.each(old, self.held.y, variance=variance).double() - loss.each(new, self.held.y, variance=variance).double()
-        gain = float(loss.nats(old, self.held.y)) - float(loss.nats(new, self.held.y))
-        return gain, float(change.std() / len(change) ** 0.5)

@@ -48,21 +48,21 @@ class Natural(Scorer):
     def propose(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         try:
             if isinstance(site.form, Link):
-                return self._link(evidence, site.form)
+                return self._link(evidence, site.form, units)
             return self._units(evidence, site, units, key)
         except Unsupported as error:
             return Proposal("unsupported", str(error))
         except torch.linalg.LinAlgError as error:
             return Proposal("singular", str(error).splitlines()[0])
 
-    def _link(self, evidence: Evidence, form: Link) -> Proposal:
+    def _link(self, evidence: Evidence, form: Link, units: int) -> Proposal:
         seen = evidence.train
         x = features(form.frame.nodes[form.node], seen.values[form.source].double())
         h, v = x.flatten(0, 1), seen.bottleneck(form.target).flatten(0, 1)
         inverse = power(h.T @ h / (seen.rows * x.shape[1]), -1.0, self.options.ridge)
         weight = power(seen.curvature(form.target), -1.0, 1e-2) @ (v.T @ h / seen.rows) @ inverse
         shape = form.frame.params[f"{form.node}.weight"]
-        return Proposal(units=shape[0], blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),))
+        return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),))
 
     def _units(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         form = site.form

@@ -25,7 +25,7 @@ class Random(Scorer):
         form = site.form
         if isinstance(form, Link):
             shape = form.frame.params[f"{form.node}.weight"]
-            return Proposal(units=shape[0], blocks=(Block(f"{form.node}.weight", 0, torch.randn(shape, generator=generator, dtype=torch.float64)),))
+            return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, torch.randn(shape, generator=generator, dtype=torch.float64)),))
         try:
             seen = head(evidence.train, form)
             sources = sources_of(seen, form)
