@@ -1,9 +1,10 @@
 """Fault loops: kill, damage, starve and signal a run, resume it, and compare it bit by bit with one left in peace.
 
-    python tools/faults.py [F1 F2 F3 F4 F5 F6] [--cases N] [--json]
-        --start "python -m dagrow search SPEC -o {run} --quiet" --resume "python -m dagrow resume {run}"
+    python tools/faults.py [F1 F2 F3 F4 F5 F6 D1 D2 D3 N4] [--cases N] [--json] --search [SPEC] [--set select=metropolis]
+    python tools/faults.py ... --start "python PROGRAM ... {run}" --resume "python PROGRAM ... {run}"
 
-Without --start and --resume they practise on tools/tiny_run.py. Commands run in forked children of this process, so
+--search kills `dagrow search` and goes on with `dagrow resume` (without a SPEC: tools/faults_search.yaml); --start and
+--resume name any other two commands; without either they practise on tools/tiny_run.py. Commands run in forked children of this process, so
 that a case costs no imports; --spawn starts them afresh. Where a C compiler is found, F1 and F4 also fail every single
 system call that changes a file of the run, SQLite's among them. Exits with 1 if any case fails.
 """
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +35,7 @@ from dagrow.errors import RunError
 from dagrow.store import Run
 from dagrow.store.folder import is_run
 from tools.faults_bench import DIED, Bench, Failed, Faults, run_python
+from tools.faults_same import LOOPS as SAME
 
 NOBODY = 65534
 PROMPT = 10.0  # seconds a command may take to stop after a signal
@@ -45,7 +48,8 @@ Cases = Iterator[tuple[str, Callable[[], str | None]]]
 
 def f1(bench: Bench) -> Cases:
     """Die at every durable operation, and at every system call that changes a file."""
-    for n in bench.some(len(bench.trace), len(bench.trace)):
+    wanted = [n for n, name in enumerate(bench.trace, 1) if bench.only in name]
+    for n in [wanted[k - 1] for k in bench.some(len(wanted), len(wanted))]:
 
         def die(n: int = n) -> None:
             folder = bench.fresh()
@@ -257,10 +261,12 @@ def f5(bench: Bench) -> Cases:
             while not is_run(folder):
                 time.sleep(0.005)
             time.sleep(bench.dice.uniform(0, bench.seconds))
-            child.signal(signum)
+            group = bench.dice.random() < 0.5
+            child.signal(signum, group)
             if twice:
-                time.sleep(bench.dice.uniform(0, 0.02))
-                child.signal(signum)
+                time.sleep(bench.dice.choice([0.02, bench.seconds]) * bench.dice.random())
+                with suppress(ProcessLookupError):
+                    child.signal(signum, group)
             code, text = child.wait(PROMPT)
             if code not in (0, 128 + signum) or "Traceback" in text:
                 raise Failed(f"exited with {code}, expected {128 + signum}: {text[-1500:]}")
@@ -290,7 +296,8 @@ def f6(bench: Bench) -> Cases:
         yield f"crowd {case}", crowd
 
 
-LOOPS = {"F1": f1, "F2": f2, "F3": f3, "F4": f4, "F5": f5, "F6": f6}
+DAMAGE = {"F1": f1, "F2": f2, "F3": f3, "F4": f4, "F5": f5, "F6": f6}
+LOOPS = DAMAGE | SAME
 
 
 def preloaded() -> bool:
@@ -315,10 +322,13 @@ def python_of(command: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("loops", nargs="*", metavar="LOOP", help="which loops (default: all)")
+    parser.add_argument("loops", nargs="*", metavar="LOOP", help="which loops (default: F1 to F6)")
     parser.add_argument("--start", default=f"python {HERE / 'tiny_run.py'} start {{run}}")
     parser.add_argument("--resume", default=f"python {HERE / 'tiny_run.py'} resume {{run}}")
+    parser.add_argument("--search", nargs="?", const=str(HERE / "faults_search.yaml"), metavar="SPEC")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="an override for --search")
     parser.add_argument("--cases", type=int, help="cases per loop (default: the table's)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of F1's operations those with this in their names")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spawn", action="store_true", help="start every command afresh instead of forking")
     parser.add_argument("--no-syscalls", action="store_true", help="only faults at dagrow's own operations")
@@ -326,18 +336,29 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.loops) - set(LOOPS):
         parser.error(f"no such loop: {sorted(unknown)}")
-    preload = not asked.no_syscalls and not asked.spawn and preloaded()
+    if asked.search:
+        sets = shlex.join(word for one in asked.set for word in ("--set", one))
+        asked.start = f"python -m dagrow search {shlex.quote(str(Path(asked.search).absolute()))} -o {{run}} --quiet {sets}"
+        asked.resume = "python -m dagrow resume {run} --quiet"
+    preload = not asked.no_syscalls and not asked.only and not asked.spawn and preloaded()
     if not asked.spawn:
         # Once here rather than in every child.
+        import optuna  # noqa: F401
         import safetensors.torch  # noqa: F401
-        import torch  # noqa: F401
+        import sklearn.datasets  # noqa: F401
+        import sklearn.model_selection  # noqa: F401
+        import torch._dynamo  # noqa: F401
+
+        import dagrow.api  # noqa: F401
+        import dagrow.cli  # noqa: F401
+        import dagrow.progress  # noqa: F401
     scratch = Path(tempfile.mkdtemp(prefix="dagrow-faults-"))
     failed = 0
     try:
         bench = Bench(
-            python_of(asked.start), python_of(asked.resume), scratch, asked.spawn, random.Random(asked.seed), asked.cases, preload
+            python_of(asked.start), python_of(asked.resume), scratch, asked.spawn, random.Random(asked.seed), asked.cases, preload, asked.only
         )
-        for name in asked.loops or LOOPS:
+        for name in asked.loops or DAMAGE:
             failed += report(name, bench, asked.json)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,12 +38,16 @@ class Failed(Exception):
 class Faults:
     """What to do to a child.
 
-    die_at: exit at the n-th durable operation; trace: file that lists them; tell: descriptor that gets a byte per event.
+    die_at: exit at the n-th durable operation; die_on: at the first operation of that name
+    when `after` of them are done; trace: file that lists them; tell: descriptor that gets a byte per event.
     syscall, action: the n-th system call that changes a file under `folder`: 1 exit, 2 do half of it and exit,
     -errno fail from then on, 0 none; count: file that gets their number. file_size: RLIMIT_FSIZE. uid: another user.
+    threads: torch's, if not 0. lie: the entry of the manifest that is another one.
     """
 
     die_at: int = 0
+    die_on: str = ""
+    after: int = 0
     trace: str = ""
     syscall: int = 0
     action: int = 0
@@ -50,22 +56,31 @@ class Faults:
     uid: int = 0
     tell: int = -1
     count: str = ""
+    threads: int = 0
+    lie: str = ""
 
     def apply(self) -> None:
-        done = 0
+        done = named = 0
 
         def fault(operation: str) -> None:
-            nonlocal done
+            nonlocal done, named
             done += 1
+            named += operation == self.die_on
             if self.trace:
                 with open(self.trace, "a") as file:
                     file.write(operation + "\n")
             if self.tell >= 0 and operation == "committed event":
                 os.write(self.tell, b".")
-            if done == self.die_at:
+            if done == self.die_at or (operation == self.die_on and named > self.after):
                 os._exit(DIED)
 
         durable.FAULT = fault
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        if self.lie:
+            _lie(self.lie)
         if self.uid:
             os.setgroups([])
             os.setgid(self.uid)
@@ -74,6 +89,21 @@ class Faults:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_size, self.file_size))
         if self.folder:
             ctypes.CDLL(None).faults_arm(self.folder.encode(), ctypes.c_long(self.syscall), self.action)
+
+
+def _lie(key: str) -> None:
+    """From here on this process finds another version, or another machine, than it runs on."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    places = {"python": (platform, "python_version"), "machine": (platform, "machine"), "instructions": (torch.backends.cpu, "get_cpu_capability")}
+    if key in places:
+        setattr(*places[key], lambda: "other")
+    else:
+        true = metadata.version
+        metadata.version = lambda name: "0.0.other" if name == key else true(name)
 
 
 def run_python(arguments: list[str]) -> int:
@@ -100,20 +130,22 @@ def run_python(arguments: list[str]) -> int:
 class Child:
     """A command running in a process group of its own; its output is read when it has ended."""
 
-    def __init__(self, arguments: list[str], faults: Faults, spawn: bool):
+    def __init__(self, arguments: list[str], faults: Faults, spawn: bool, environment: dict[str, str] | None = None, cwd: Path | None = None):
         self.output, write = os.pipe()
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
         if spawn:
             call = [sys.executable, str(Path(__file__).with_name("faults.py")), "child", json.dumps(vars(faults)), *arguments]
             keep = (faults.tell,) if faults.tell >= 0 else ()
             self.process = subprocess.Popen(
-                call, stdin=subprocess.DEVNULL, stdout=write, stderr=write, start_new_session=True, pass_fds=keep, preexec_fn=_signals
+                call, stdin=subprocess.DEVNULL, stdout=write, stderr=write, start_new_session=True, pass_fds=keep, preexec_fn=_signals,
+                env=os.environ | (environment or {}), cwd=cwd,
             )
             self.pid = self.process.pid
         else:
             sys.stdout.flush()
             self.pid = os.fork()
             if not self.pid:
+                os.environ |= environment or {}
                 self._inside(arguments, faults, write)
         os.close(write)
 
@@ -126,6 +158,7 @@ class Child:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(write, 1)
             os.dup2(write, 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
             faults.apply()
             code = run_python(arguments)
             if faults.count:
@@ -157,21 +190,36 @@ class Child:
         return os.waitstatus_to_exitcode(status), text.decode(errors="replace")
 
     def _orphans(self, linger: float) -> bool:
+        """Whether processes of its session, whatever their group, still run after `linger` seconds; they do not afterwards."""
         for _ in range(max(1, round(linger / 0.02))):
-            try:
-                os.killpg(self.pid, 0)
-            except (ProcessLookupError, PermissionError):
+            left = _session(self.pid)
+            if not left:
                 return False
             time.sleep(0.02)
-        os.killpg(self.pid, signal.SIGKILL)
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return True
 
-    def signal(self, signum: int) -> None:
-        os.kill(self.pid, signum)
+    def signal(self, signum: int, group: bool = False) -> None:
+        """To the process, or to its whole group, as a terminal does."""
+        (os.killpg if group else os.kill)(self.pid, signum)
 
     def kill(self) -> None:
         os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+
+
+def _session(leader: int) -> list[int]:
+    """The processes that run in a session."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError, ValueError, IndexError):
+                state, _, _, session = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == leader and state not in "ZX":
+                    found.append(int(name))
+    return found
 
 
 def _signals() -> None:
@@ -179,6 +227,22 @@ def _signals() -> None:
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
+def same_export(one: Path, two: Path) -> str:
+    """What differs between two exported TorchScript files but their bytes, which are not stable; empty where nothing does."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        texts = [dict.fromkeys(("spec.yaml", "architecture.json", "meta.json"), "") for _ in range(2)]
+        a, b = (torch.jit.load(str(path), _extra_files=text) for path, text in zip((one, two), texts, strict=True))
+    if texts[0] != texts[1]:
+        return "the texts"
+    tensors, others = a.state_dict(), b.state_dict()
+    if list(tensors) != list(others) or not all(torch.equal(tensors[name], others[name]) for name in tensors):
+        return "the tensors"
+    meta = json.loads(texts[0]["meta.json"])
+    rows = torch.randn(16, *meta["input_shape"], generator=torch.Generator().manual_seed(0))
+    return "" if torch.equal(a(rows), b(rows)) else "the outputs"
 
 
 @dataclass
@@ -192,11 +256,14 @@ class Bench:
     dice: random.Random
     cases: int | None
     preload: bool
+    only: str = ""
     count: int = 0
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reference = self.scratch / "reference"
+        self.temporary = self.scratch / "tmp"
+        self.temporary.mkdir()
         trace = self.scratch / "trace"
         self.must(self.launch(self.start, self.reference, Faults(trace=str(trace))).wait(), "the reference run")
         self.trace = trace.read_text().splitlines()
@@ -209,8 +276,10 @@ class Bench:
         self.compare(again)
         shutil.rmtree(again)
 
-    def launch(self, command: list[str], folder: Path, faults: Faults | None = None) -> Child:
-        return Child([part.replace("{run}", str(folder)) for part in command], faults or Faults(), self.spawn)
+    def launch(self, command: list[str], folder: Path, faults: Faults | None = None, spawn: bool = False, **more) -> Child:
+        """more: environment (variables to add), cwd (only with spawn)."""
+        temporary = {"TMPDIR": str(self.temporary)} | more.pop("environment", {})
+        return Child([part.replace("{run}", str(folder)) for part in command], faults or Faults(), spawn or self.spawn, temporary, **more)
 
     def must(self, ended: tuple[int, str], what: str) -> None:
         if ended[0] != 0:
@@ -244,10 +313,19 @@ class Bench:
         theirs, ours = (sorted(os.listdir(f / "blobs")) for f in (self.reference, folder))
         if theirs != ours:
             raise Failed(f"other blobs than the reference's: {set(theirs) ^ set(ours)}")
+        theirs, ours = (sorted(p.name for p in (f / "exports").glob("*")) for f in (self.reference, folder))
+        if theirs != ours:
+            raise Failed(f"exports {ours}, the reference's are {theirs}")
+        for name in theirs:
+            if name.endswith(".pt") and (what := same_export(self.reference / "exports" / name, folder / "exports" / name)):
+                raise Failed(f"{what} of its export {name} are not the reference's")
         self.tidy(folder)
 
     def tidy(self, folder: Path) -> None:
-        left = [str(p) for p in folder.rglob("*") if ".tmp" in p.name or p.name == ".replaced"]
+        """Raises Failed where temporary files are left, in the run or in the system's folder for them."""
+        hidden = (p for p in folder.rglob("*") if ".tmp" in p.name or p.name.startswith("."))
+        caches = "torchinductor_"  # torch's own, made when it traces
+        left = [str(p) for p in (*hidden, *self.temporary.iterdir()) if not p.name.startswith(caches)]
         if left:
             raise Failed(f"left behind: {left}")
 

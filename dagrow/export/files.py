@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dagrow.errors import UsageError
+from dagrow.store import durable
 
 
 @contextmanager
@@ -23,14 +24,40 @@ def placing(path: str | Path) -> Iterator[Path]:
         raise UsageError(f"{path} is not a plain file", fix="choose another place")
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}", fix=f"make it first: mkdir -p {path.parent}")
-    temporary = path.with_name(f".{os.getpid()}-{path.name}"[:200] + path.suffix)
+    temporary = path.with_name(_aside(os.getpid(), path))
     try:
+        _sweep(path)
+        durable.FAULT(f"create {path.name} aside")
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        durable.sync_file(temporary)
+        durable.move(temporary, path)
+        with suppress(OSError):  # some file systems refuse it
+            durable.sync_folder(path.parent)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}", fix="choose another place") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _aside(pid: int | str, path: Path) -> str:
+    return f".{pid}-{path.name}"[:200] + path.suffix
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes killed while they wrote `path` left beside it."""
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            pid = name[1:].partition("-")[0]
+            if pid.isascii() and pid.isdigit() and name == _aside(pid, path) and not _alive(int(pid)):
+                os.unlink(path.with_name(name))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

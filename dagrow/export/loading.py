@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +16,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SECONDS = 600
+# Everything goes through pipes: a process that is killed leaves no file behind. Frames: length of a JSON text, the text, safetensors.
 SCRIPT = """
-import json, sys
-job = json.loads(sys.stdin.read())
+import json, os, sys
+stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what a library prints is not part of the answer
+job = json.loads(stdin.read(int.from_bytes(stdin.read(8), "little")))
 sys.modules["dagrow"] = None  # importing it raises
 sys.path.extend(p for p in job["paths"] if p not in sys.path)
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
+tensors_of, frame = load, save
 torch.set_num_threads(job["threads"])
 {loader}
-raw, made, texts = load_file(job["inputs"]), {{}}, []
+raw, made, texts = tensors_of(stdin.read()), {{}}, []
 for k, path in enumerate(job["files"]):
     network, found = load(path)
     texts.append({{name: text.decode() if isinstance(text, bytes) else text for name, text in found.items()}})
     with torch.no_grad():
         for part, rows in (("whole", raw[str(k)]), ("single", raw[str(k)][:1].clone())):
             made[f"{{k}}.{{part}}"] = network(rows).contiguous().clone()
-save_file(made, job["outputs"])
-with open(job["texts"], "w", encoding="utf-8") as file:
-    json.dump(texts, file)
+said = json.dumps(texts).encode()
+stdout.write(len(said).to_bytes(8, "little") + said + frame(made))
+stdout.close()
 """
 
 
@@ -45,26 +49,26 @@ def outputs_of(loader: str, jobs: Sequence[tuple[Path, Tensor]]) -> list[tuple[t
     without the user's environment. ExportError where it fails, with its last line.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save
 
-    with tempfile.TemporaryDirectory(prefix="dagrow-export-") as folder:
-        place = Path(folder)
-        save_file({str(k): raw.detach().cpu().contiguous() for k, (_, raw) in enumerate(jobs)}, place / "inputs")
-        job = {
-            "files": [str(path.absolute()) for path, _ in jobs],
-            # Where torch came from, for those who point to it by PYTHONPATH, which -I ignores.
-            "paths": [str(Path(torch.__file__).parents[1])],
-            "threads": torch.get_num_threads(),
-            "inputs": str(place / "inputs"), "outputs": str(place / "outputs"), "texts": str(place / "texts"),
-        }
-        command = [sys.executable, "-I", "-c", SCRIPT.format(loader=loader)]
-        try:
-            done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, cwd=folder, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise ExportError(f"the export did not load and run within {SECONDS} s") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportError(f"the export does not run in a clean process: {last[:500]}")
-        made = load_file(place / "outputs")
-        texts = json.loads((place / "texts").read_text(encoding="utf-8"))
-        return [((made[f"{k}.whole"].clone(), made[f"{k}.single"].clone()), found) for k, found in enumerate(texts)]
+    job = {
+        "files": [str(path.absolute()) for path, _ in jobs],
+        # Where torch came from, for those who point to it by PYTHONPATH, which -I ignores.
+        "paths": [str(Path(torch.__file__).parents[1])],
+        "threads": torch.get_num_threads(),
+    }
+    asked = json.dumps(job).encode()
+    asked = len(asked).to_bytes(8, "little") + asked + save({str(k): raw.detach().cpu().contiguous() for k, (_, raw) in enumerate(jobs)})
+    command = [sys.executable, "-I", "-c", SCRIPT.format(loader=loader)]
+    # A group of its own, so that Ctrl-C reaches dagrow alone, which lets the check end, or ends it at the second one.
+    apart = {"process_group": 0} if os.name == "posix" else {}
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, cwd=os.path.abspath(os.sep), timeout=SECONDS, check=False, **apart)
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"the export did not load and run within {SECONDS} s") from None
+    if done.returncode:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"the export does not run in a clean process: {last[:500]}")
+    size = 8 + int.from_bytes(done.stdout[:8], "little")
+    texts, made = json.loads(done.stdout[8:size]), load(done.stdout[size:])
+    return [((made[f"{k}.whole"].clone(), made[f"{k}.single"].clone()), found) for k, found in enumerate(texts)]
