@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,10 @@ from dagrow.spec import Spec
 from dagrow.store import Event, Run, graceful, manifest, manifest_difference
 from dagrow.train import evaluate
 
-STOPPING = "\r\nstopping after the work in progress; once more to stop at once\r\n"
+if TYPE_CHECKING:
+    import numpy as np
+
+STOPPING = "\nstopping after the work in progress; once more to stop at once\n"
 Listener = Callable[[dict[str, Any]], None]
 Architecture._repr_html_ = lambda self: report.html(self)
 
@@ -124,9 +128,11 @@ class Grown:
         scores = {name: evaluate(module, fold, self.plan.recipe.loss) for name, fold in self.data.folds.items()}
         return {**scores, "params": network.arch.size, "macs": network.arch.macs}
 
-    def predict(self, rows: Tensor | str | os.PathLike) -> Tensor:
-        """Reported outputs (logits, or predictions in the target's units) for raw rows, or for those of a csv or npz file."""
-        raw = rows if isinstance(rows, Tensor) else self.data.read(rows)
+    def predict(self, rows: Tensor | np.ndarray | str | os.PathLike) -> Tensor:
+        """Reported outputs [n, outputs] (logits, or predictions in the target's units) for raw rows, or for those of a csv or npz file."""
+        raw = self.data.read(rows) if isinstance(rows, str | os.PathLike) else torch.as_tensor(rows)
+        if tuple(raw.shape[1:]) != tuple(self.data.schema.shape) or not raw.dim():
+            raise UsageError(f"rows of shape {list(raw.shape)}, the data's are {['n', *self.data.schema.shape]}".replace("'", ""))
         with torch.no_grad():
             return torch.cat([self.deployed(part) for part in raw.split(4096)])
 
@@ -136,7 +142,12 @@ class Grown:
         target = Path(path) if path is not None else self.folder / "exports" / f"{self.plan.spec.name}{kind.suffix}"
         if path is None:
             target.parent.mkdir(exist_ok=True)
-        return target, export.save(self.bundle(), name, target, kind.Options(**options))
+        try:
+            chosen = kind.Options(**options)
+        except pydantic.ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UsageError(f"{name}: {wrong}", fix=f"its options are {', '.join(kind.Options.model_fields)}") from None
+        return target, export.save(self.bundle(), name, target, chosen)
 
     def bundle(self) -> export.Bundle:
         data, arch = self.data, self.architecture
@@ -180,6 +191,10 @@ def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] =
     return check.load(source, sets)
 
 
+def _listed(sets: str | Sequence[str]) -> list[str]:
+    return [sets] if isinstance(sets, str) else list(sets)
+
+
 def free_folder(name: str) -> Path:
     """runs/NAME, or the first of runs/NAME-2, … that nothing lies in."""
     folder, number = Path("runs") / name, 1
@@ -211,7 +226,7 @@ def search(
     >>> run.finished, run.model(run.data.test.x).shape[1]
     (True, 3)
     """
-    checked = checked_of(spec, [*sets, *([f"seed={seed}"] if seed is not None else [])])
+    checked = checked_of(spec, [*_listed(sets), *([f"seed={seed}"] if seed is not None else [])])
     plan, found = make_plan(checked), checked.spec
     check_device(device)
     folder = Path(out) if out is not None else free_folder(found.name)
@@ -227,6 +242,7 @@ def resume(
 
     Raises RunError where data, versions, threads or machine differ from those it began with, unless `accept_different`.
     """
+    sets = _listed(sets)
     wrong = [s for s in sets if not s.startswith("budget.")]
     if wrong:
         raise UsageError(f"--set {wrong[0]}: a run in progress keeps its spec; only budget.… may change", fix="start another run with `dagrow search`")
@@ -290,7 +306,7 @@ def check_device(device: str) -> None:
 def load(folder: str | os.PathLike) -> Grown:
     """A run from its folder.
 
-    >>> dagrow.load(folder).architecture.inputs
+    >>> dagrow.load(finished).architecture.inputs
     ('input',)
     """
     return Grown(folder)
@@ -320,6 +336,7 @@ def score(source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[
     source: a run (its folder or what `load` gave), scored as growth left it, or a spec, whose seed network is trained for
     train.epochs.first first. Raises as `search` does.
     """
+    sets = _listed(sets)
     if sets and (isinstance(source, Grown) or _is_folder(source)):
         raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="score the spec, or leave out --set")
     if isinstance(source, Grown):

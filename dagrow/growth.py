@@ -116,6 +116,7 @@ class Search:
             if any(e.kind == "extended" for e in history[at.seq :]):
                 self._grow_on()
         self.elapsed = sum(e.times.get("seconds", 0.0) for e in history)
+        self._since: float | None = None
 
     @classmethod
     def standing(cls, plan: Plan, network: Network, step: int = 0) -> Search:
@@ -133,7 +134,8 @@ class Search:
 
     def advance(self) -> Event:
         """The next unit of work, committed."""
-        began, before, state = self.clock(), self.network, self.state
+        # from the end of the last unit: writing it down, which takes as long as a short epoch, counts too
+        began, before, state = self.clock() if self._since is None else self._since, self.network, self.state
         if before is None:
             return self._commit("start", self._begin(), began)
         if self.state.epoch < self.state.epochs:
@@ -333,7 +335,8 @@ class Search:
         if before is not None:
             payload["before_architecture"] = before.arch.to_dict()
             tensors |= before.tensors("before_")
-        seconds = self.clock() - began
+        self._since = self.clock()
+        seconds = self._since - began
         self.elapsed += seconds
         event = self.run.commit(kind, payload, tensors, {"seconds": seconds})
         if kind in ("step", "final", "done"):

@@ -19,6 +19,7 @@ class _NoSuchPath(Exception):
 
 def override(tree: Tree, sets: Sequence[str], source: Source) -> Tree:
     """The tree with every `a.b=c` applied in turn; what cannot be applied is reported and left."""
+    sets = [sets] if isinstance(sets, str) else sets
     full = schema() if sets else {}
     for text in sets:
         place = Place(label=f"--set {text}"[:200])
