@@ -161,7 +161,8 @@ class Search:
             return f"all {budget.steps} steps of the budget are done"
         if state.nulls >= budget.patience:
             return f"nothing paid {state.nulls} times in a row"
-        if budget.time is not None and self.elapsed + self._final_seconds() >= budget.time:
+        # Not more than half for the final phase: on a slow machine there would be no growth; its epochs are cut instead.
+        if budget.time is not None and self.elapsed + min(self._final_seconds(), budget.time / 2) >= budget.time:
             return "the time that the final phase needs is all that is left"
         return ""
 

@@ -266,6 +266,14 @@ def test_the_time_budget_ends_growth(tmp_path):
     assert sum(k == "step" for _, k, _, _ in events) < 30
 
 
+def test_a_slow_machine_grows_too_and_cuts_the_final_phase(tmp_path):
+    ticks = iter(range(10**6))
+    plan = plan_of(WINE | {"select": CHOOSERS["schedule"]}, "budget.time=40s", "train.epochs.final=1000")
+    events = whole(tmp_path / "run", plan, clock=lambda: float(next(ticks)))
+    assert sum(k == "step" for _, k, _, _ in events) >= 2
+    assert 0 < sum(k == "epoch" and p["phase"] == "final" for _, k, p, _ in events) <= 40
+
+
 def test_what_was_pruned_from_disk_is_never_asked_for(tmp_path):
     """The networks a run may come back to are there, whatever is the best and the last."""
     plan = plan_of(WINE | {"select": CHOOSERS["metropolis"]}, "budget.steps=4")
