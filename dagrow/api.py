@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -315,7 +316,7 @@ def load(folder: str | os.PathLike) -> Grown:
 @dataclass(frozen=True)
 class Row:
     """One candidate edit: gain ± stderr in nats per sample as predicted, `checked` as measured by real forwards (None: not
-    among the best few), what it adds, and the verdict: grow, noise, too dear, unsupported or shrink."""
+    among the best few), what it adds, the verdict (grow, noise, too dear, unsupported, shrink) and what speaks against it."""
 
     edit: str
     where: str
@@ -368,6 +369,7 @@ def _scored(plan: Plan, network: Network, step: int, top: int | None) -> list[Ro
     for s in shown:
         c = s.candidate
         measured = checked.get(c.index)
-        number = measured.checked if measured is not None and measured.outcome.status == "ok" else None
-        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, number, c.params, c.macs, c.verdict, s.reason))
+        made = measured is not None and measured.arch is not None and math.isfinite(measured.checked)
+        reason = s.reason or (measured.outcome.status if measured is not None and measured.outcome.status != "ok" else "")
+        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, measured.checked if made else None, c.params, c.macs, c.verdict, reason))
     return rows
