@@ -69,7 +69,8 @@ class Grown:
         plan = make_plan(check.check(spec_of(self._run)))
         began = [e.payload["now"] for e in self._run.events() if e.kind == "different"][-1:] or [self._run.manifest]
         if began[0].get("data", plan.data.digest) != plan.data.digest:
-            raise RunError(f"{self.folder}: the data is no longer what this run was trained on", fix="put the data back as it was; exported files hold what they need")
+            fix = "put the data back as it was; exported files hold what they need"
+            raise RunError(f"{self.folder}: the data is no longer what this run was trained on", fix=fix)
         return plan
 
     @property
@@ -179,9 +180,8 @@ def _refuse_smaller(run: Run, plan: Plan) -> None:
     for key in ("params", "macs"):
         limit, largest = getattr(plan.spec.budget, key), max((e.payload[key] for e in run.events() if key in e.payload), default=0)
         if limit is not None and largest > limit:
-            raise UsageError(
-                f"--set budget.{key}={limit}: this run has a network of {largest:,} {key} already", fix=f"allow {largest} or more, or start another run"
-            )
+            message = f"--set budget.{key}={limit}: this run has a network of {largest:,} {key} already"
+            raise UsageError(message, fix=f"allow {largest} or more, or start another run")
 
 
 def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] = ()) -> check.Checked:
@@ -371,5 +371,6 @@ def _scored(plan: Plan, network: Network, step: int, top: int | None) -> list[Ro
         measured = checked.get(c.index)
         made = measured is not None and measured.arch is not None and math.isfinite(measured.checked)
         reason = s.reason or (measured.outcome.status if measured is not None and measured.outcome.status != "ok" else "")
-        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, measured.checked if made else None, c.params, c.macs, c.verdict, reason))
+        number = measured.checked if made else None
+        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, number, c.params, c.macs, c.verdict, reason))
     return rows

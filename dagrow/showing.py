@@ -55,12 +55,14 @@ class Facts:
             others = sum(1 for _ in sites(self.architecture, [(edit, options.model_copy(update={"where": "**"}))]))
             names = [n for n in self.architecture.nodes if matches(where, n)]
             if names and others:
-                message = f"{edit.name}: {where!r} matches {', '.join(names[:5])}{', …' if len(names) > 5 else ''}, and none of its {others} sites"
+                found = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                message = f"{edit.name}: {where!r} matches {found}, and none of its {others} sites"
             elif not names:
                 message = f"{edit.name}: {where!r} matches no node of the seed network"
             else:
                 continue
-            rows.append(spec.problem_at(("edits", k, "where"), f"warning: {message}", "* stays within a dotted segment, ** crosses them").render(spec.file))
+            problem = spec.problem_at(("edits", k, "where"), f"warning: {message}", "* stays within a dotted segment, ** crosses them")
+            rows.append(problem.render(spec.file))
         return rows
 
     def row(self) -> dict:
