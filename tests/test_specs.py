@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 import dagrow
 from dagrow import cli
 
-SPECS = Path(__file__).resolve().parent.parent / "specs"
+ROOT = Path(__file__).resolve().parent.parent
+SPECS = ROOT / "specs"
 BRIEF = ("train.epochs={first: 3, between: 1, final: 2}", "budget.steps=2", "score.rows=256")
 # Those of more than five seconds are slow.
 SHIPPED = {"friedman1": (), "teacher-student": (), "spirals": ("data.source.n=600",), "digits": (), "digits-mlp": ()}
@@ -75,6 +77,32 @@ def test_where_a_linear_model_does_nothing_is_added(tmp_path, capsys):
     assert {row["params"] for row in run.history} == {62}
     assert {row["edit"] for row in run.history if row["event"] == "step"} == {"null"}
     assert end["test_accuracy"] > 0.93
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_spec_is_one(tmp_path, capsys):
+    (text,) = blocks("yaml")
+    (tmp_path / "spec.yaml").write_text(text)
+    command("check", tmp_path / "spec.yaml", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["params"] and all(facts["sites"].values())
+
+
+def test_the_readmes_resize_runs():
+    (text,) = [block for block in blocks("python") if "resize(" in block]
+    names: dict = {}
+    exec(compile(text, "README.md", "exec"), names)
+    assert names["wider"].arch.size == names["net"].size + 7
+
+
+def test_the_readmes_commands_are_there(capsys):
+    found = set(re.findall(r"dagrow (?=[a-z])(\w+)(?= specs/| runs/| SPEC| RUN|`)", (ROOT / "README.md").read_text()))
+    assert {"check", "search", "resume", "score", "eval", "export", "predict", "show"} <= found
+    for verb in found:
+        command(verb, "--help")
 
 
 def write_table(path: Path, rows: int, target: bool = True) -> None:
