@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
-    "Architecture": "dagrow.graph", "Node": "dagrow.graph", "resize": "dagrow.graph",
+    "Architecture": "dagrow.report", "Node": "dagrow.graph", "resize": "dagrow.graph",
     "load": "dagrow.api", "resume": "dagrow.api", "score": "dagrow.api", "search": "dagrow.api",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0604
