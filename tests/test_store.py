@@ -574,7 +574,7 @@ def test_the_store_does_not_import_torch() -> None:
 
 
 def test_the_fault_loops_run(tmp_path: Path) -> None:
-    call = [sys.executable, "tools/faults.py", "--json", "--cases", "3"]
+    call = [sys.executable, "tools/faults.py", "--json", "--cases", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env=environment)
     found = [json.loads(line) for line in done.stdout.splitlines()]
