@@ -27,6 +27,7 @@ from dagrow.train import evaluate
 if TYPE_CHECKING:
     import numpy as np
 
+
 def event_row(event: Event, plan: Plan) -> dict[str, Any]:
     """An event for people and programs: its flat values, what is left of the budget, without the network itself."""
     hidden = ("architecture", "before_architecture", "state", "before_state")
