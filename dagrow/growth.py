@@ -138,7 +138,7 @@ class Search:
         began, before, state = self.clock() if self._since is None else self._since, self.network, self.state
         if before is None:
             return self._commit("start", self._begin(), began)
-        if self.state.epoch < self.state.epochs:
+        if self.state.epoch < self.state.epochs and not self._late():
             return self._commit("epoch", self._epoch(), began)
         if self.state.phase == "growth":
             reason = self._over()
@@ -161,10 +161,17 @@ class Search:
             return f"all {budget.steps} steps of the budget are done"
         if state.nulls >= budget.patience:
             return f"nothing paid {state.nulls} times in a row"
-        # Not more than half for the final phase: on a slow machine there would be no growth; its epochs are cut instead.
-        if budget.time is not None and self.elapsed + min(self._final_seconds(), budget.time / 2) >= budget.time:
-            return "the time that the final phase needs is all that is left"
-        return ""
+        return "the time that the final phase needs is all that is left" if self._late() else ""
+
+    def _late(self) -> bool:
+        """Whether another epoch would overrun budget.time, less, while the network grows, what the final phase is owed."""
+        budget = self.spec.budget.time
+        if budget is None:
+            return False
+        each = self._epoch_seconds()
+        # Not more than half is owed: on a slow machine there would be no growth; the final phase is cut instead.
+        owed = min(each * self.spec.train.epochs.final, budget / 2) if self.state.phase == "growth" else 0.0
+        return self.elapsed + each + owed >= budget
 
     def _grow_on(self) -> None:
         """After an extension growth goes on where it ended: from the network before the final phase."""
@@ -214,10 +221,10 @@ class Search:
     def _final_fold(self) -> Fold:
         return self.plan.data.train_val.to(self.device) if self.spec.train.final_on == "train+val" else self.folds["train"]
 
-    def _final_seconds(self) -> float:
-        """What the final phase will take, by the epochs seen last."""
+    def _epoch_seconds(self) -> float:
+        """What an epoch takes, by those seen last."""
         seen = [e.times["seconds"] for e in self.run.events()[-8:] if e.kind == "epoch"]
-        return self.spec.train.epochs.final * (sum(seen) / len(seen) if seen else 0.0)
+        return sum(seen) / len(seen) if seen else 0.0
 
     # -- deciding ---------------------------------------------------------------------------------------------------
 
@@ -309,8 +316,9 @@ class Search:
             self.network = load_network(self.run, self.run.events()[best["seq"]], "before_")
         epochs = self.spec.train.epochs.final
         left = None if self.spec.budget.time is None else self.spec.budget.time - self.elapsed
-        if left is not None and self._final_seconds() > left:
-            epochs = max(1, int(epochs * left / self._final_seconds())) if left > 0 and epochs else min(epochs, 1)
+        if left is not None and epochs * self._epoch_seconds() > left:
+            # The schedule is laid out over the epochs there is time for.
+            epochs = max(min(epochs, 1), int(left / self._epoch_seconds()))
         self.state = replace(
             self.state, phase="final", epoch=0, epochs=epochs, best=best, val=best["val"], edited=False,
             mark=self.evaluate(self.network, "train")["loss"], reason=reason,
