@@ -17,10 +17,11 @@ from dagrow import check
 from dagrow import spec as specs
 from dagrow.errors import RunError, UsageError
 from dagrow.grown import Grown, event_row, spec_of
-from dagrow.growth import Network, Plan, Search
+from dagrow.growth import Search
 from dagrow.planning import make_plan
 from dagrow.select import Trial
 from dagrow.spec import Spec
+from dagrow.standing import Network, Plan
 from dagrow.store import Run, graceful, manifest, manifest_difference
 
 STOPPING = "\nstopping after the work in progress; once more to stop at once\n"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from dagrow.errors import DagrowError, Interrupted, UsageError
+
 if TYPE_CHECKING:
     from dagrow.api import Grown
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-
 _SKIP = "skip"  # before a whole segment `**` and its dot: the way around both
 
 

@@ -18,9 +18,9 @@ from dagrow.compiler import Deployed, compile_architecture
 from dagrow.data import Dataset
 from dagrow.errors import RunError, UsageError
 from dagrow.graph import Architecture
-from dagrow.growth import Network, Plan, load_network
 from dagrow.planning import make_plan
 from dagrow.spec import Spec
+from dagrow.standing import Network, Plan, load_network
 from dagrow.store import Event, Run, manifest
 from dagrow.train import evaluate
 

@@ -7,97 +7,24 @@ State inside a unit is never saved: a unit that was lost is computed again to th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from dagrow.compiler import compile_architecture, initialise
-from dagrow.data import Dataset, Fold
+from dagrow.data import Fold
 from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
 from dagrow.measure import measure
 from dagrow.measure.evidence import subsample
-from dagrow.propose import Limits, Scored, propose
-from dagrow.scores import Scorer
-from dagrow.select import Chooser, Done, Trial
-from dagrow.spec import Spec
+from dagrow.propose import Scored, propose
+from dagrow.select import Done, Trial
+from dagrow.standing import Network, Plan, State, load_network
 from dagrow.store import Event, Run
-from dagrow.train import Moments, Schedule, evaluate, steps_per_epoch
-from dagrow.trials import Bench, Measured, Recipe
+from dagrow.train import evaluate, steps_per_epoch
+from dagrow.trials import Bench, Measured
 
 # Training has diverged when its loss is so many nats above where the stretch began.
 DIVERGED = 2.0
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a search stands: plain values, and beside them the network as values.
-
-    phase: growth, final or done. step: decisions made. epoch: epochs done of the `epochs` that this stretch takes;
-    trained, updates, work: epochs, optimizer steps and training MACs of the whole search. nulls: conclusive decisions
-    in a row that nothing pays. best: {"worth", "seq", "val"} of the best network seen at a decision. mark: training nats
-    when the stretch began, against which divergence shows. banned: edits rolled back since the last one that held.
-    """
-
-    phase: str = "growth"
-    step: int = 0
-    epoch: int = 0
-    epochs: int = 0
-    trained: int = 0
-    updates: int = 0
-    work: int = 0
-    nulls: int = 0
-    chooser: dict = field(default_factory=dict)
-    best: dict | None = None
-    mark: float | None = None
-    banned: tuple[str, ...] = ()
-    edited: bool = False
-    val: dict = field(default_factory=dict)
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "banned": list(self.banned)}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> State:
-        return State(**{**data, "banned": tuple(data["banned"])})
-
-
-@dataclass(frozen=True)
-class Network:
-    """An architecture with its weights and optimizer moments."""
-
-    arch: Architecture
-    weights: dict[str, Tensor]
-    moments: Moments
-
-    def tensors(self, prefix: str = "") -> dict[str, dict[str, Tensor]]:
-        """Groups for the journal: moments flat as "slot/param"."""
-        flat = {f"{slot}/{name}": t for slot, named in self.moments.items() for name, t in named.items()}
-        return {f"{prefix}weights": self.weights, f"{prefix}moments": flat}
-
-    def row(self) -> dict[str, Any]:
-        return {"params": self.arch.size, "macs": self.arch.macs, "architecture": self.arch.to_dict()}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A spec made into objects: everything a search needs that does not change."""
-
-    spec: Spec
-    architecture: Architecture
-    data: Dataset
-    recipe: Recipe
-    schedule: tuple[type[Schedule], Any]
-    edits: tuple[tuple[type, Any], ...]
-    scorer: Scorer
-    chooser: tuple[type[Chooser], Any]
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.spec.budget.params, self.spec.budget.macs)
 
 
 class Search:
@@ -365,17 +292,6 @@ class Search:
         if event.seq in (last, decided, (self.state.best or {}).get("seq")):
             return list(event.blobs)
         return [g for g in event.blobs if g == "before_weights"]
-
-
-def load_network(run: Run, event: Event, prefix: str = "") -> Network:
-    """The network an event holds; with "before_", the one its decision began with. Raises RunError where it was pruned."""
-    arch = Architecture.from_dict(event.payload[f"{prefix}architecture"])
-    moments: Moments = {}
-    flat = run.tensors(event, f"{prefix}moments") if f"{prefix}moments" in run.kept(event) else {}
-    for name, tensor in flat.items():
-        slot, _, param = name.partition("/")
-        moments.setdefault(slot, {})[param] = tensor
-    return Network(arch, run.tensors(event, f"{prefix}weights"), moments)
 
 
 def _refuse_if_all_too_dear(scored: list[Scored]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagrow import losses
 from dagrow.check import Checked, Choice
-from dagrow.growth import Plan
+from dagrow.standing import Plan
 from dagrow.trials import Recipe
 
 

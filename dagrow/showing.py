@@ -14,10 +14,10 @@ from dagrow.api import Grown, checked_of
 from dagrow.errors import UsageError
 from dagrow.globs import matches
 from dagrow.graph import Architecture
-from dagrow.growth import Plan
 from dagrow.planning import make_plan
 from dagrow.propose import sites
 from dagrow.report import printable, tables
+from dagrow.standing import Plan
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from dagrow import check
 from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
-from dagrow.growth import Search, State, load_network
+from dagrow.growth import Search
+from dagrow.standing import State, load_network
 from dagrow.planning import make_plan
 from dagrow.store import Run
 from dagrow.trials import Recipe

@@ -11,9 +11,9 @@ import torch
 from dagrow.compiler import compile_architecture, initialise
 from dagrow.data import Fold
 from dagrow.graph import Architecture
-from dagrow.growth import Plan
 from dagrow.rng import stream
 from dagrow.spec import Spec
+from dagrow.standing import Plan
 from dagrow.train import SCHEDULES, evaluate
 
 

@@ -163,7 +163,7 @@ def _shapes(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> t
     from dagrow.graph.node import build as module_of
 
     shapes: dict[str, tuple[int, ...]] = {"input": tuple(nodes["input"].attrs.shape)}
-    total, values, broken = 0, math.prod(shapes["input"]), set()
+    total, values, _broken = 0, math.prod(shapes["input"]), set()
     left = [name for name in nodes if name != "input"]
     with torch.device("meta"), torch.no_grad():
         while ready := [name for name in left if all(i in shapes for i in nodes[name].inputs)]:

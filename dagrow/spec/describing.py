@@ -60,7 +60,7 @@ def _schema() -> dict:
     fields["score"] = {"anyOf": [{"type": "string"}, score], "x-key": "by"}
     for name in ("edits", "export"):
         fields[name]["items"]["anyOf"].append({"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": True})
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dagrow spec", **full, "title": "dagrow spec"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dagrow spec", **full}
 
 
 def schema() -> dict:

@@ -12,8 +12,8 @@ import pydantic
 
 from dagrow.errors import SpecError
 from dagrow.spec.canonical import canonical
-from dagrow.spec.explaining import did_you_mean, phrases
 from dagrow.spec.expanding import expand
+from dagrow.spec.explaining import did_you_mean, phrases
 from dagrow.spec.fields import Spec
 from dagrow.spec.finding import locate
 from dagrow.spec.overriding import override

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from dagrow.errors import RunError
 from dagrow.store import blobs as blobs_
-from dagrow.store import durable, folder as folders, journal
+from dagrow.store import durable, journal
+from dagrow.store import folder as folders
 from dagrow.store.machine import FORMAT, manifest, manifest_difference
 from dagrow.store.stopping import Stopping, graceful
 
