@@ -15,7 +15,7 @@ from torch import Tensor
 from dagrow import losses
 from dagrow.data import Fold
 from dagrow.graph import Architecture
-from dagrow.graph.node import Module, infer
+from dagrow.graph.node import Module, infer, run
 from dagrow.measure.features import features, flat, grouped
 from dagrow.rng import stream
 
@@ -173,12 +173,8 @@ def measure(
     weights = dict(weights)
     train = subsample(train, rows, seed, *path, "rows")
     held = subsample(held, max(rows, 1), seed, *path, "held")
-    modules = materialise(arch, weights)
     with torch.no_grad():
-        values = {i: held.x for i in arch.inputs}
-        for name in arch.order:
-            if name not in values:
-                values[name] = modules[name](*(values[i] for i in arch.nodes[name].inputs))
+        values = run(arch.nodes, arch.order, materialise(arch, weights), {i: held.x for i in arch.inputs})
         beta = loss.calibrate(values[arch.outputs[0]], held.y)
     return Evidence(
         arch, weights,
