@@ -221,6 +221,9 @@ def _place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray
     """Where each new index comes from: the k-th occurrence of a label set is the k-th occurrence of its old one."""
     if old.codes.shape[1] != new.codes.shape[1]:
         return None
+    plain = _plain(old)
+    if plain is not None and plain == _plain(new) and plain in keep:
+        return keep[plain]
     mapped, born = new.codes.copy(), np.zeros(len(new.codes), bool)
     for a, index in keep.items():
         mine = (mapped >= 0) & (mapped >> 32 == a)
@@ -240,6 +243,14 @@ def _place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray
     if (key[:size][index] != key[size:])[~born].any():
         return None
     return np.where(born, -1, index)
+
+
+def _plain(table: Table) -> int | None:
+    """The axis whose units are the indices, each once and in their order; None where it is not as simple as that."""
+    first = int(table.codes[0, 0])
+    if table.codes.shape[1] != 1 or first < 0 or first & 0xFFFFFFFF:
+        return None
+    return first >> 32 if np.array_equal(table.codes[:, 0], first + np.arange(len(table.codes))) else None
 
 
 def _codes(rows: np.ndarray) -> tuple[int, np.ndarray]:
