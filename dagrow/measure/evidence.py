@@ -6,6 +6,7 @@ the Gauss-Newton curvature. The bottleneck is v less what the target's own paren
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,9 @@ from dagrow.rng import stream
 # Without a floor, steps along what only confident rows see run away: on a small conv net at mid training predictions were
 # 10 to 30 times what real forwards gave, with it 0.6 to 1.2 times.
 FLOOR = 0.1
+# The widest design matrix may have this many values: 160 MB in fp64, and a few times that while its basis is made.
+MOST_VALUES = 2e7
+FEWEST_ROWS = 32
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
 
 
@@ -158,6 +162,11 @@ def observe(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss:
     )
 
 
+def _width(arch: Architecture, name: str) -> int:
+    """Values in one row of an affine node's design matrix: positions times fan-in."""
+    return math.prod(arch.shapes[name][1:]) * math.prod(arch.params[f"{name}.weight"][1:])
+
+
 def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
     """At most `rows` rows, drawn by our stream."""
     if len(fold.x) <= rows:
@@ -169,10 +178,12 @@ def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
 def measure(
     arch: Architecture, weights: Mapping[str, Tensor], train: Fold, held: Fold, loss: losses.Loss, *, rows: int, seed: int, path: tuple[int | str, ...]
 ) -> Evidence:
-    """Evidence from at most `rows` training rows and all held-out rows (at most `rows` again)."""
+    """Evidence from at most `rows` training rows and as many held-out ones; fewer where maps are large (MOST_VALUES)."""
     weights = dict(weights)
+    widest = max((_width(arch, n) for n in affine_nodes(arch)), default=1)
+    rows = min(rows, max(FEWEST_ROWS, int(MOST_VALUES // widest)))
     train = subsample(train, rows, seed, *path, "rows")
-    held = subsample(held, max(rows, 1), seed, *path, "held")
+    held = subsample(held, rows, seed, *path, "held")
     with torch.no_grad():
         values = run(arch.nodes, arch.order, materialise(arch, weights), {i: held.x for i in arch.inputs})
         beta = loss.calibrate(values[arch.outputs[0]], held.y)

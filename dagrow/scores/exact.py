@@ -54,8 +54,9 @@ def best_units(form: Units, sources: Sources, seen: Pass, alpha: Tensor, units: 
     # [candidates, rows * positions, kernel] for each reader
     columns = [view[r].unflatten(2, (len(alpha), -1)).flatten(0, 1).transpose(0, 1) for r in form.readers]
     left, chosen = aims(form, seen), []
+    halves = [aim.whitened(h) for aim, h in zip(left, columns, strict=True)]
     for _ in range(min(units, len(alpha))):
-        gains = sum(aim.gains(h) for aim, h in zip(left, columns, strict=True))
+        gains = sum(aim.gains(*half) for aim, half in zip(left, halves, strict=True))
         gains[chosen] = -torch.inf
         best = int(gains.argmax())
         chosen.append(best)
@@ -80,7 +81,7 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
             born = sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten)
             views = [h.flatten(0, 1) for h in reader_view(form, born).values()]
             cut = [len(h) // rows * split for h in views]
-            gain = sum(aim.gains(h[:k]) for aim, h, k in zip(climb, views, cut, strict=True))
+            gain = sum(aim.gains(*aim.whitened(h[:k])) for aim, h, k in zip(climb, views, cut, strict=True))
         if step % 5 == 0 or step == steps:
             views = [h.detach() for h in views]
             unseen = sum(float(j.gain_of(h[k:], c.step(h[:k]))) for c, j, h, k in zip(climb, judge, views, cut, strict=True))

@@ -167,18 +167,20 @@ class Aim:
         scale = h.square().sum(-2).mean(-1) / self.rows
         return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows, scale)
 
-    def gains(self, h: Tensor) -> Tensor:
-        """Nats gained by columns `h` [..., rows * positions, columns] with their fan-out solved for, less what chance gives.
+    def whitened(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns `h` [..., rows * positions, columns] in the metric of their Gram matrix, transposed, and their energy per row."""
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(self.gram(h)), h.transpose(-1, -2), upper=False)
+        return half, half.square().sum(-2)
+
+    def gains(self, half: Tensor, energy: Tensor) -> Tensor:
+        """Nats gained by whitened columns with their fan-out solved for, less what chance gives.
 
         Chance is the part of the squared slope that every row makes with itself: a unit that is active on a few lucky
         rows has nothing else.
         """
-        factor = torch.linalg.cholesky(self.gram(h))
-        half = torch.linalg.solve_triangular(factor, h.transpose(-1, -2), upper=False)
         slope = half @ self.v / self.rows
-        chance = (half.square().sum(-2) * self.v.square().sum(1)).sum(-1) / self.rows**2
+        chance = (energy * self.v.square().sum(1)).sum(-1) / self.rows**2
         return (slope.square().sum((-1, -2)) - chance) / 2
-
 
     def rows_of(self, first: int, last: int) -> Aim:
         """The aim on some of the rows."""
