@@ -60,7 +60,8 @@ class Loss:
         raise NotImplementedError
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0,
+        kind: str = "rademacher",
     ) -> Tensor:
         """A random cotangent [n, q] whose second moment, per sample, is the Gauss-Newton matrix of `each` in `out`.
 
@@ -114,7 +115,8 @@ class CrossEntropy(Loss):
             return residual.mul_(beta)
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0,
+        kind: str = "rademacher",
     ) -> Tensor:
         self.check(out, y)
         with torch.no_grad():
@@ -206,7 +208,8 @@ class MeanSquared(Loss):
             return (y - out) / (self._variance(out, y) if variance is None else variance)
 
     def probe(
-        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0
+        self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0,
+        kind: str = "rademacher",
     ) -> Tensor:
         self.check(out, y)
         with torch.no_grad():

@@ -129,9 +129,20 @@ class Evidence:
     held: Pass
     memo: dict = field(default_factory=dict)
 
+    def head(self, rows: int) -> Evidence:
+        """The same with at most `rows` training rows: what a race looks at first."""
+        if rows >= self.train.rows:
+            return self
+        if ("head", rows) not in self.memo:
+            self.memo["head", rows] = Evidence(self.arch, self.weights, self.train.head(rows), self.held)
+        return self.memo["head", rows]
 
-def observe(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: losses.Loss, generator: torch.Generator, beta: float = 1.0) -> Pass:
-    """One forward and two backwards over `fold`, in eval mode."""
+
+def observe(
+    arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: losses.Loss, generator: torch.Generator, beta: float = 1.0,
+    curvature: str = "rademacher",
+) -> Pass:
+    """One forward and two backwards over `fold`, in eval mode. `curvature`: the kind of probe (losses.Loss.probe)."""
     modules = materialise(arch, weights)
     values: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -149,7 +160,7 @@ def observe(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss:
             values[name] = made
         out = values[arch.outputs[0]]
         cotangent = loss.cotangent(out.detach(), fold.y, beta=beta)
-        probe = loss.probe(out.detach(), fold.y, generator, beta=beta, floor=FLOOR)
+        probe = loss.probe(out.detach(), fold.y, generator, beta=beta, floor=FLOOR, kind=curvature)
         zs = list(found.values())
         first = torch.autograd.grad(out, zs, cotangent, retain_graph=True, allow_unused=True)
         second = torch.autograd.grad(out, zs, probe, allow_unused=True)
@@ -177,9 +188,13 @@ def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
 
 
 def measure(
-    arch: Architecture, weights: Mapping[str, Tensor], train: Fold, held: Fold, loss: losses.Loss, *, rows: int, seed: int, path: tuple[int | str, ...]
+    arch: Architecture, weights: Mapping[str, Tensor], train: Fold, held: Fold, loss: losses.Loss, *, rows: int, seed: int, path: tuple[int | str, ...],
+    curvature: str = "rademacher", seen: Pass | None = None,
 ) -> Evidence:
-    """Evidence from at most `rows` training rows and as many held-out ones; fewer where maps are large (MOST_VALUES)."""
+    """Evidence from at most `rows` training rows and as many held-out ones; fewer where maps are large (MOST_VALUES).
+
+    `seen`: training rows gathered already, in place of a pass of their own.
+    """
     weights = dict(weights)
     widest = max((_width(arch, n) for n in affine_nodes(arch)), default=1)
     rows = min(rows, max(FEWEST_ROWS, int(MOST_VALUES // widest)))
@@ -190,6 +205,6 @@ def measure(
         beta = loss.calibrate(values[arch.outputs[0]], held.y)
     return Evidence(
         arch, weights,
-        observe(arch, weights, train, loss, stream(seed, *path, "probe")),
-        observe(arch, weights, held, loss, stream(seed, *path, "probe-held"), beta),
+        observe(arch, weights, train, loss, stream(seed, *path, "probe"), curvature=curvature) if seen is None else seen,
+        observe(arch, weights, held, loss, stream(seed, *path, "probe-held"), beta, curvature),
     )
