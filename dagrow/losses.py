@@ -23,6 +23,7 @@ from dagrow.errors import UnknownName, UsageError
 BETA_RANGE = (0.05, 20.0)
 # Targets are standardised, so this is far below any residual variance that single precision can tell from zero.
 VARIANCE_FLOOR = 1e-12
+PROBES = ("rademacher", "importance", "empirical")
 
 
 class Loss:
@@ -67,6 +68,10 @@ class Loss:
 
         floor: the share of a uniform distribution mixed into the network's own. A confident row has no curvature to second
         order, but a step of some size finds it; the floor stands for that. `generator` is a CPU generator; splitting the rows into batches draws the same numbers.
+
+        kind: "rademacher", random signs; "importance", a label drawn more often where its cotangent is long (for squared
+        error: random signs); "empirical", the true label's own cotangent, for comparison: its second moment is the empirical
+        Fisher matrix, which is not the Gauss-Newton matrix (Kunstner et al. 2019), and knows no floor. UsageError for others.
         """
         raise NotImplementedError
 
@@ -119,9 +124,14 @@ class CrossEntropy(Loss):
         kind: str = "rademacher",
     ) -> Tensor:
         self.check(out, y)
+        _check_probe(kind)
+        if kind == "empirical":
+            return self.cotangent(out, y, beta=beta)
         with torch.no_grad():
             p = torch.softmax(out * beta, 1)
             p = (1 - floor) * p + floor / p.shape[1]
+            if kind == "importance":
+                return _label_cotangent(p, generator).mul_(beta)
             spread = p.sqrt() * _signs(out, generator)
             return (spread - p * spread.sum(1, keepdim=True)).mul_(beta)
 
@@ -212,6 +222,9 @@ class MeanSquared(Loss):
         kind: str = "rademacher",
     ) -> Tensor:
         self.check(out, y)
+        _check_probe(kind)
+        if kind == "empirical":
+            return self.cotangent(out, y, variance=variance)
         with torch.no_grad():
             return _signs(out, generator) / (self._variance(out, y).sqrt() if variance is None else math.sqrt(variance))
 
@@ -253,6 +266,24 @@ def get(name: str, task: str | None = None) -> Loss:
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     # randint is serial on the CPU, so the draws do not depend on the number of threads or on the batching.
     return torch.randint(0, 2, like.shape, generator=generator).to(like.device, like.dtype).mul_(2).sub_(1)
+
+
+def _label_cotangent(p: Tensor, generator: torch.Generator) -> Tensor:
+    """sqrt(p_c / q_c) (e_c - p) with c drawn from q_c ~ p_c |e_c - p|^2: its second moment is diag p - p p^T, and its length
+    does not depend on c. Zero where p is certain."""
+    wide = p.double()
+    # |e_c - p|^2 = 1 - 2 p_c + |p|^2, without the cancellation.
+    long = (1 - wide).square() + (wide.square().sum(1, keepdim=True) - wide.square()).clamp_min(0)
+    mass = (wide * long).cumsum(1)
+    drawn = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
+    label = (mass <= drawn * mass[:, -1:]).sum(1, keepdim=True).clamp_max(p.shape[1] - 1)
+    toward = (-wide).scatter_add(1, label, torch.ones_like(mass[:, :1]))
+    return (toward * (mass[:, -1:] / long.gather(1, label).clamp_min(1e-300)).sqrt()).to(p.dtype)
+
+
+def _check_probe(kind: str) -> None:
+    if kind not in PROBES:
+        raise UsageError(f"a probe of the kind {kind!r} is not known", fix=f"use one of {', '.join(PROBES)}")
 
 
 def _mismatch(name: str, out: Tensor, y: Tensor, expected: str) -> UsageError:

@@ -83,6 +83,63 @@ def test_second_moment_of_the_probe_of_regression(values):
     torch.testing.assert_close(MSE.probe(out, y, stream(3, "probe"), variance=4.0).abs(), torch.full_like(probe, 0.5))
 
 
+@pytest.mark.parametrize(("beta", "floor"), [(1.0, 0.0), (2.5, 0.0), (1.0, 0.1)])
+def test_second_moment_of_an_importance_sampled_label(monkeypatch, beta, floor):
+    """Exact over all labels, each at the share of the uniform draws that choose it: beta^2 (diag p - p p^T)."""
+    q = 4
+    z = torch.tensor([[2.0, -1.0, 0.5, 0.0]], dtype=torch.float64)
+    p = (1 - floor) * torch.softmax(beta * z[0], 0) + floor / q
+    mass = p * (1 - 2 * p + p.square().sum())
+    edges = torch.cat([torch.zeros(1, dtype=torch.float64), (mass / mass.sum()).cumsum(0)])
+    seen = torch.zeros(q, q, dtype=torch.float64)
+    for c in range(q):
+        for inside in (1e-9, 0.5, 1 - 1e-9):  # the whole of a label's share is that label's
+            draw = edges[c] + inside * (edges[c + 1] - edges[c])
+            monkeypatch.setattr(torch, "rand", lambda *shape, draw=draw, **_: torch.full(shape, float(draw), dtype=torch.float64))
+            v = CE.probe(z, torch.tensor([0]), stream(0), beta=beta, floor=floor, kind="importance")[0]
+            expected = beta * (p[c] * mass.sum() / mass[c]).sqrt() * (torch.eye(q, dtype=torch.float64)[c] - p)
+            torch.testing.assert_close(v, expected, rtol=1e-12, atol=1e-14)
+        seen += (edges[c + 1] - edges[c]) * torch.outer(v, v)
+    torch.testing.assert_close(seen, beta**2 * (torch.diag(p) - torch.outer(p, p)), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [0.0, 30.0, 1e4, math.nan])
+def test_an_importance_sampled_label_of_a_certain_row_is_finite(size):
+    """At p = (1 - 2e, e, e) the length is that of diag p - p p^T: sqrt(1 - |p|^2); nothing is left where p is one-hot."""
+    z = torch.tensor([[size, 0.0, 0.0]])
+    v = CE.probe(z, torch.tensor([0]), stream(0), kind="importance")
+    p = torch.softmax(z.double(), 1)[0]
+    wanted = (2 * torch.outer(p, p).triu(1).sum()).sqrt()  # 1 - |p|^2, without the cancellation
+    assert math.isnan(size) or (bool(v.isfinite().all()) and v.double().norm() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-12))
+
+
+def test_the_importance_sampled_label_comes_from_the_generator():
+    n = 60_000
+    z = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64).expand(n, 3)
+    v = CE.probe(z, torch.zeros(n, dtype=torch.int64), stream(6, "probe"), kind="importance")
+    p = torch.softmax(z[0], 0)
+    torch.testing.assert_close(v.T @ v / n, torch.diag(p) - torch.outer(p, p), rtol=0, atol=5 / math.sqrt(n))
+
+
+def test_the_empirical_probe_is_the_true_labels_cotangent(logits, values):
+    out, y = logits
+    expected = 2.5 * (torch.eye(5, dtype=torch.float64)[y] - torch.softmax(2.5 * out, 1))
+    found = CE.probe(out, y, stream(0), beta=2.5, floor=0.1, kind="empirical")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    out, y = values
+    torch.testing.assert_close(MSE.probe(out, y, stream(0), variance=4.0, kind="empirical"), (y - out) / 4)
+    torch.testing.assert_close(MSE.probe(out, y, stream(0), kind="empirical"), (y - out) / (y - out).square().mean())
+
+
+def test_kinds_of_probes_are_known_by_name(logits, values):
+    assert torch.equal(MSE.probe(*values, stream(4), kind="importance"), MSE.probe(*values, stream(4)))
+    assert torch.equal(CE.probe(*logits, stream(4), kind="rademacher"), CE.probe(*logits, stream(4)))
+    assert not torch.equal(CE.probe(*logits, stream(4), kind="importance"), CE.probe(*logits, stream(4)))
+    for loss, given in ((CE, logits), (MSE, values)):
+        with pytest.raises(UsageError, match="fisher"):
+            loss.probe(*given, stream(4), kind="fisher")
+
+
 @pytest.mark.parametrize("loss", [CE, MSE])
 def test_the_probe_has_mean_zero_and_the_right_covariance_from_the_generator(loss):
     n = 60_000
@@ -95,12 +152,13 @@ def test_the_probe_has_mean_zero_and_the_right_covariance_from_the_generator(los
     torch.testing.assert_close(v.T @ v / n, expected, rtol=0, atol=5 / math.sqrt(n))
 
 
+@pytest.mark.parametrize("kind", losses.PROBES)
 @pytest.mark.parametrize("loss", [CE, MSE])
-def test_the_probe_does_not_depend_on_the_batching(loss, logits, values):
+def test_the_probe_does_not_depend_on_the_batching(loss, kind, logits, values):
     out, y = logits if loss is CE else values
-    whole = loss.probe(out, y, stream(9, "probe"), variance=1.0)
+    whole = loss.probe(out, y, stream(9, "probe"), variance=1.0, kind=kind)
     g = stream(9, "probe")
-    parts = [loss.probe(out[a:b], y[a:b], g, variance=1.0) for a, b in ((0, 7), (7, 8), (8, 40))]
+    parts = [loss.probe(out[a:b], y[a:b], g, variance=1.0, kind=kind) for a, b in ((0, 7), (7, 8), (8, 40))]
     assert torch.equal(torch.cat(parts), whole)
 
 
