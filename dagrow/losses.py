@@ -48,6 +48,10 @@ class Loss:
         """Nats per sample from a value of `mean` averaged over samples, for a network with `outputs` outputs."""
         raise NotImplementedError
 
+    def per_sample(self, rows: int, outputs: int) -> float:
+        """What makes a gradient of `mean` over that many rows into the one that `cotangent` with a variance of 1 sends backwards."""
+        raise NotImplementedError
+
     def each(self, out: Tensor, y: Tensor, *, beta: float = 1.0, variance: float | None = None) -> Tensor:
         """Nats of every sample, [n]: for paired differences and their standard errors."""
         raise NotImplementedError
@@ -104,6 +108,9 @@ class CrossEntropy(Loss):
 
     def nats_of(self, mean: float, outputs: int) -> float:
         return mean
+
+    def per_sample(self, rows: int, outputs: int) -> float:
+        return -float(rows)
 
     def each(self, out: Tensor, y: Tensor, *, beta: float = 1.0, variance: float | None = None) -> Tensor:
         self.check(out, y)
@@ -197,6 +204,9 @@ class MeanSquared(Loss):
 
     def nats_of(self, mean: float, outputs: int) -> float:
         return outputs / 2 * math.log(max(mean, VARIANCE_FLOOR)) if math.isfinite(mean) else math.nan
+
+    def per_sample(self, rows: int, outputs: int) -> float:
+        return -rows * outputs / 2
 
     def _variance(self, out: Tensor, y: Tensor) -> Tensor:
         return (y - out).square().mean().clamp_min(VARIANCE_FLOOR)

@@ -179,6 +179,12 @@ def _width(arch: Architecture, name: str) -> int:
     return math.prod(arch.shapes[name][1:]) * math.prod(arch.params[f"{name}.weight"][1:])
 
 
+def affordable_rows(arch: Architecture, rows: int) -> int:
+    """`rows`, or fewer where the widest design matrix would hold more than MOST_VALUES."""
+    widest = max((_width(arch, n) for n in affine_nodes(arch)), default=1)
+    return min(rows, max(FEWEST_ROWS, int(MOST_VALUES // widest)))
+
+
 def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
     """At most `rows` rows, drawn by our stream."""
     if len(fold.x) <= rows:
@@ -196,8 +202,7 @@ def measure(
     `seen`: training rows gathered already, in place of a pass of their own.
     """
     weights = dict(weights)
-    widest = max((_width(arch, n) for n in affine_nodes(arch)), default=1)
-    rows = min(rows, max(FEWEST_ROWS, int(MOST_VALUES // widest)))
+    rows = affordable_rows(arch, rows)
     train = subsample(train, rows, seed, *path, "rows")
     held = subsample(held, rows, seed, *path, "held")
     with torch.no_grad():
