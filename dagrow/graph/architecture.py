@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -91,12 +92,60 @@ class Architecture:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Topological; ties in the order the nodes were given."""
-        place = {name: k for k, name in enumerate(self.nodes)}
-        try:
-            return tuple(nx.lexicographical_topological_sort(self.graph, key=place.__getitem__))
-        except nx.NetworkXUnfeasible:
+        names = tuple(self.nodes)
+        number = {name: k for k, name in enumerate(names)}
+        waits = [len(node.inputs) for node in self.nodes.values()]
+        readers: list[list[int]] = [[] for _ in names]
+        for k, node in enumerate(self.nodes.values()):
+            for i in node.inputs:
+                readers[number[i]].append(k)
+        ready = [k for k, count in enumerate(waits) if not count]  # ascending: a heap
+        made = []
+        while ready:
+            k = heapq.heappop(ready)
+            made.append(names[k])
+            for reader in readers[k]:
+                waits[reader] -= 1
+                if not waits[reader]:
+                    heapq.heappush(ready, reader)
+        if len(made) < len(names):
             cycle = [edge[0] for edge in nx.find_cycle(self.graph)]
-            raise GraphError(f"a cycle: {' -> '.join([*cycle, cycle[0]])}", node=cycle[0]) from None
+            raise GraphError(f"a cycle: {' -> '.join([*cycle, cycle[0]])}", node=cycle[0])
+        return tuple(made)
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """node -> its place in `order`."""
+        return {name: k for k, name in enumerate(self.order)}
+
+    @cached_property
+    def below(self) -> Mapping[str, int]:
+        """node -> the set of nodes that it leads to, as the bits of a number: bit `place[other]`."""
+        found: dict[str, int] = {}
+        for name in reversed(self.order):
+            bits = 0
+            for reader in self.consumers[name]:
+                bits |= found[reader] | 1 << self.place[reader]
+            found[name] = bits
+        return found
+
+    @cached_property
+    def meeting(self) -> Mapping[str, tuple[str, ...]]:
+        """affine node -> the affine nodes, itself among them, that only ever meet it in one sum, in the order they were given.
+
+        A change of any of them goes whole and alone to the same place: the last of the sums that are its only reader,
+        one after another.
+        """
+        ends: dict[str, str] = {}
+        for name in reversed(self.order):
+            readers = self.consumers[name]
+            alone = name not in self.outputs and len(readers) == 1 and self.nodes[readers[0]].rule.role == "sum"
+            ends[name] = ends[readers[0]] if alone else name
+        groups: dict[str, list[str]] = {}
+        for name, node in self.nodes.items():
+            if node.rule.role == "affine":
+                groups.setdefault(ends[name], []).append(name)
+        return {name: tuple(group) for group in groups.values() for name in group}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:
