@@ -15,7 +15,7 @@ from dagrow.graph import Architecture, Refusal
 from dagrow.losses import Loss
 from dagrow.propose import Limits, Scored
 from dagrow.select import Outcome, Trial
-from dagrow.train import Moments, Optimizer, Session, outputs, train_epoch
+from dagrow.train import Moments, Observer, Optimizer, Session, outputs, train_epoch
 
 AMPLITUDES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
@@ -30,14 +30,17 @@ class Recipe:
     batch: int
     clip: float | None = None
 
-    def epoch(self, arch: Architecture, weights: Mapping[str, Tensor], moments: Moments, fold: Fold, rates, seed: int, path: tuple):
+    def epoch(
+        self, arch: Architecture, weights: Mapping[str, Tensor], moments: Moments, fold: Fold, rates, seed: int, path: tuple,
+        observer: Observer | None = None,
+    ):
         """One epoch from values to values: (weights, moments, report)."""
         device = fold.x.device
         model = compile_architecture(arch, {n: w.to(device) for n, w in weights.items()})
         placed = {slot: {n: m.to(device) for n, m in named.items()} for slot, named in moments.items()}
         with Session(self.optimizer, self.options, parameters_by_name(model), placed) as session:
             report = train_epoch(
-                model, session, fold, self.loss, batch=self.batch, rates=rates, seed=seed, path=path, clip=self.clip
+                model, session, fold, self.loss, batch=self.batch, rates=rates, seed=seed, path=path, clip=self.clip, observer=observer
             )
             after = session.moments()
         return {n: w.cpu() for n, w in weights_of(model).items()}, {s: {n: m.cpu() for n, m in named.items()} for s, named in after.items()}, report

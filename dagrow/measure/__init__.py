@@ -2,7 +2,8 @@
 
 from dagrow.measure.evidence import Evidence, Pass, measure
 from dagrow.measure.features import features, flat, propagate
+from dagrow.measure.gathering import Gathering
 from dagrow.measure.proposals import Block, Proposal
 from dagrow.measure.sites import Cut, Drop, Link, Site, Units
 
-__all__ = ["Block", "Cut", "Drop", "Evidence", "Link", "Pass", "Proposal", "Site", "Units", "features", "flat", "measure", "propagate"]
+__all__ = ["Block", "Cut", "Drop", "Evidence", "Gathering", "Link", "Pass", "Proposal", "Site", "Units", "features", "flat", "measure", "propagate"]

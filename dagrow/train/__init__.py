@@ -3,7 +3,7 @@
 One epoch is the unit of work: from the same weights, moments and seed path it ends with the same bits.
 """
 
-from dagrow.train.epoch import EpochReport, steps_per_epoch, train_epoch
+from dagrow.train.epoch import EpochReport, Observer, steps_per_epoch, train_epoch
 from dagrow.train.evaluation import eval_mode, evaluate, outputs
 from dagrow.train.flat import Flat
 from dagrow.train.optimizers import REGISTRY as OPTIMIZERS
@@ -18,6 +18,7 @@ __all__ = [
     "EpochReport",
     "Flat",
     "Moments",
+    "Observer",
     "Optimizer",
     "Phase",
     "Schedule",

@@ -23,6 +23,13 @@ class Rows(Protocol):
     y: Tensor
 
 
+class Observer(Protocol):
+    """Looks on while an epoch trains, and leaves every bit of it as it is."""
+
+    def forward(self, model: nn.Module, step: int, x: Tensor, y: Tensor) -> Tensor:
+        """model(x) of the step (from 0), with its graph: what is in it may be looked at, and gradients as they come by."""
+
+
 @dataclass(frozen=True)
 class EpochReport:
     """loss: the training loss averaged over the samples as they were met, nats: the same per sample in nats;
@@ -51,6 +58,7 @@ def train_epoch(
     seed: int,
     path: tuple[int | str, ...],
     clip: float | None = None,
+    observer: Observer | None = None,
 ) -> EpochReport:
     """Trains `model` in place, in train mode, for one pass over `fold` in an order drawn from (seed, *path).
 
@@ -69,8 +77,9 @@ def train_epoch(
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             session.zero_grads()
-            out = model(fold.x.index_select(0, chosen))
-            value = loss.mean(out, fold.y.index_select(0, chosen))
+            x, y = fold.x.index_select(0, chosen), fold.y.index_select(0, chosen)
+            out = model(x) if observer is None else observer.forward(model, step, x, y)
+            value = loss.mean(out, y)
             value.backward()
             if clip is not None:
                 session.clip(clip)
