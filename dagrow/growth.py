@@ -12,15 +12,16 @@ from dataclasses import replace
 
 from dagrow.compiler import compile_architecture, initialise
 from dagrow.data import Fold
+from dagrow.epochs import epoch_after, gathered_again, last_of_growth, leads_to_a_decision, rate_at
 from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
-from dagrow.measure import measure
+from dagrow.measure import Pass, measure
 from dagrow.measure.evidence import subsample
 from dagrow.propose import Scored, propose
 from dagrow.select import Done, Trial
 from dagrow.standing import Network, Plan, State, load_network
 from dagrow.store import Event, Run
-from dagrow.train import evaluate, steps_per_epoch
+from dagrow.train import evaluate
 from dagrow.trials import Bench, Measured
 
 # Training has diverged when its loss is so many nats above where the stretch began.
@@ -44,13 +45,15 @@ class Search:
                 self._grow_on()
         self.elapsed = sum(e.times.get("seconds", 0.0) for e in history)
         self._since: float | None = None
+        self._seen: tuple[tuple[int, int], Pass | None] | None = None
 
     @classmethod
-    def standing(cls, plan: Plan, network: Network, step: int = 0) -> Search:
-        """A search that stands at `network` and is only asked: it has no run to commit to."""
+    def standing(cls, plan: Plan, network: Network, step: int = 0, seen: Pass | None = None) -> Search:
+        """A search that stands at `network` and is only asked: it has no run to commit to. seen: rows gathered on the way there."""
         work = cls.__new__(cls)
         work.plan, work.spec, work.seed, work.device = plan, plan.spec, plan.spec.seed, "cpu"
         work.state, work.network = State(step=step), network
+        work._seen = work._place(), seen
         return work
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -110,13 +113,9 @@ class Search:
     # -- training ---------------------------------------------------------------------------------------------------
 
     def _epoch(self) -> dict:
-        state, recipe = self.state, self.plan.recipe
-        final = state.phase == "final"
-        fold = self._final_fold() if final else self.folds["train"]
-        steps = steps_per_epoch(len(fold.x), recipe.batch)
-        weights, moments, report = recipe.epoch(
-            self.network.arch, self.network.weights, self.network.moments, fold, lambda k: self._rate(k, steps), self.seed, ("epoch", state.trained)
-        )
+        state, self._seen = self.state, None
+        fold = self._final_fold() if state.phase == "final" else self.folds["train"]
+        weights, moments, report, watch = epoch_after(self.plan, state, self.network, fold, leads_to_a_decision(self.plan, state))
         work = state.work + 3 * self.network.arch.macs * report.samples
         mark = report.nats if state.mark is None else state.mark
         ahead = replace(state, epoch=state.epoch + 1, trained=state.trained + 1, updates=state.updates + report.steps, work=work, mark=mark)
@@ -125,6 +124,8 @@ class Search:
         allowed = DIVERGED * (self.plan.data.outputs if self.plan.data.task == "regression" else 1)
         if report.finite and report.nats <= max(mark, 0.0) + allowed:
             self.state, self.network = ahead, Network(self.network.arch, weights, moments)
+            if watch is not None:
+                self._seen = self._place(), watch.collect(weights)
             return row
         return {**row, **self._roll_back(replace(ahead, mark=state.mark))}
 
@@ -140,11 +141,6 @@ class Search:
         self.state = replace(state, epoch=0 if state.phase == "growth" else state.epochs, edited=False, banned=banned, mark=None)
         return {"status": "diverged", "undone": last.payload.get("where", "")}
 
-    def _rate(self, step: int, steps: int) -> float:
-        rule, options = self.plan.schedule
-        done = (self.state.epoch + step / max(steps, 1)) / max(self.state.epochs, 1)
-        return rule.rate(options, self.plan.recipe.options.lr, self.state.phase, done, self.state.updates + step)
-
     def _final_fold(self) -> Fold:
         return self.plan.data.train_val.to(self.device) if self.spec.train.final_on == "train+val" else self.folds["train"]
 
@@ -159,12 +155,25 @@ class Search:
         data = self.plan.data.folds[fold]
         return evaluate(compile_architecture(network.arch, network.weights), data, self.plan.recipe.loss)
 
+    def _place(self) -> tuple[int, int]:
+        return self.state.step, self.state.trained
+
+    def gathered(self) -> Pass | None:
+        """The rows that the epoch before a decision gathered; None where they get a pass of their own.
+
+        They live in memory only: where they were gathered in another process, that epoch is computed again.
+        """
+        if self._seen is None or self._seen[0] != self._place():
+            self._seen = self._place(), gathered_again(self.plan, self.run, self.state, self.folds["train"])
+        return self._seen[1]
+
     def candidates(self, price_first: bool = True) -> list[Scored]:
         """The present network's candidate edits, the null edit first."""
         state, network, score = self.state, self.network, self.spec.score
         path = ("decide", state.step, len(state.banned))
         evidence = measure(
-            network.arch, network.weights, self.plan.data.train, self.plan.data.val, self.plan.recipe.loss, rows=score.rows, seed=self.seed, path=path
+            network.arch, network.weights, self.plan.data.train, self.plan.data.val, self.plan.recipe.loss, rows=score.rows, seed=self.seed, path=path,
+            seen=self.gathered(),
         )
         return propose(
             evidence, self.plan.edits, self.plan.scorer, self.plan.limits, alpha=score.alpha, key=(self.seed, *path),
@@ -173,7 +182,7 @@ class Search:
 
     def bench(self, scored: list[Scored]) -> Bench:
         network, path = self.network, ("decide", self.state.step, len(self.state.banned))
-        lr = self._rate(0, 1)
+        lr = rate_at(self.plan, self.state, 0, 1)
         train = self.plan.data.train
         rows = subsample(train, self.spec.score.rows, self.seed, *path, "rows")
         return Bench(
@@ -285,11 +294,15 @@ class Search:
         self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
 
     def _keep(self, event: Event) -> list[str]:
-        """All of the last event, of the last decision and of the best one; of other decisions the network each began with."""
+        """All of the last event, of the last decision and of the best one; of other decisions the network each began with.
+
+        When growth is over, also all that its last epoch began from: after an extension it gathers again.
+        """
         events = self.run.events()
         last = next(e.seq for e in reversed(events) if e.blobs)
         decided = next((e.seq for e in reversed(events) if e.kind in ("step", "final")), None)
-        if event.seq in (last, decided, (self.state.best or {}).get("seq")):
+        grown = last_of_growth(events) if self.state.phase != "growth" and self.spec.score.when == "training" else None
+        if event.seq in (last, decided, (self.state.best or {}).get("seq"), grown[1].seq if grown else None):
             return list(event.blobs)
         return [g for g in event.blobs if g == "before_weights"]
 

@@ -12,8 +12,8 @@ from dagrow import check
 from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
 from dagrow.growth import Search
-from dagrow.standing import State, load_network
 from dagrow.planning import make_plan
+from dagrow.standing import State, load_network
 from dagrow.store import Run
 from dagrow.trials import Recipe
 
@@ -141,8 +141,8 @@ class Explosive(Recipe):
 
     when = ()
 
-    def epoch(self, arch, weights, moments, fold, rates, seed, path):
-        weights, moments, report = super().epoch(arch, weights, moments, fold, rates, seed, path)
+    def epoch(self, arch, weights, moments, fold, rates, seed, path, observer=None):
+        weights, moments, report = super().epoch(arch, weights, moments, fold, rates, seed, path, observer)
         if path[0] == "epoch" and path[1] in self.when:
             weights = {n: w * float("nan") if w.is_floating_point() else w for n, w in weights.items()}
             report = replace(report, finite=False, nats=float("nan"))

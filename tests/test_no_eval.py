@@ -21,7 +21,7 @@ BANNED_CALLS = {
 CLEAN_PROCESS = {"torch.jit.load", "torch.export.load"}
 ORDER = (
     "errors globs rng registry spec ops graph compiler losses encoding data train measure scores edits applying check select propose trials store"
-    " standing growth planning report export grown api progress showing cli __main__"
+    " standing epochs growth planning scoring report export grown api progress scoretable showing cli __main__"
 ).split()
 
 
