@@ -60,7 +60,7 @@ def test_the_most_units_that_fit_are_offered(name):
             assert (fit[0] if not isinstance(fit, Refusal) else 0) == best, (site.key, params)
         for u in (1, 3, 5):
             fit = fitting(arch, edit, site, 6, Limits(None, sizes[u][1]))
-            assert fit[0] == u and (fit[1].size, fit[1].macs) == sizes[u]
+            assert fit[0] == u and fit[1] == sizes[u]
     assert isinstance(fitting(arch, edit, site, 6, Limits(1, 1)), Refusal)
 
 
@@ -132,14 +132,14 @@ def scored(key: str, units: int, gain: float, z: float, verdict: str = "noise") 
 def test_signal_is_judged_once_a_site_at_its_share_of_alpha():
     bar = NormalDist().inv_cdf(1 - 0.05 / 2)
     growth = [scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, bar + 0.01), scored("b", 1, 0.3, bar - 0.01)]
-    found = _judge([*growth, scored("c", 1, 0.4, 9.9, "shrink")], 0.05)
-    assert [s.candidate.verdict for s in found] == ["grow", "grow", "noise", "shrink"]
+    found, tested = _judge([*growth, scored("c", 1, 0.4, 9.9, "shrink")], 0.05)
+    assert [s.candidate.verdict for s in found] == ["grow", "grow", "noise", "shrink"] and tested == 2
     # The largest proposal speaks for the site: a smaller one with a better z does not.
-    found = _judge([scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, 1.0)], 0.05)
+    found, tested = _judge([scored("a", 1, 0.1, 9.0), scored("a", 2, 0.2, 1.0)], 0.05)
     assert [s.candidate.verdict for s in found] == ["noise", "noise"]
-    found = _judge([scored("a", 1, 0.0, 9.0)], 0.05)
+    found, tested = _judge([scored("a", 1, 0.0, 9.0)], 0.05)
     assert [s.candidate.verdict for s in found] == ["noise"]
-    assert _judge([], 0.05) == []
+    assert _judge([], 0.05) == ([], 0)
 
 
 def test_the_same_key_proposes_the_same():

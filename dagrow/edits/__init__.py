@@ -6,11 +6,11 @@ carries its reason. No edit knows what a scorer does, no scorer what an edit doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import ClassVar
 
 from dagrow.globs import matches
-from dagrow.graph import Architecture, Refusal, Rewrite
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure.sites import Site
 from dagrow.registry import Options, Registry
 from dagrow.scores import Proposal
@@ -34,9 +34,15 @@ class Edit:
     Options: ClassVar[type[EditOptions]]
 
     @staticmethod
-    def match(arch: Architecture, options) -> Iterator[Site]:
-        """Every site of `arch` that the options cover."""
+    def match(arch: Architecture, options) -> Iterable[Site]:
+        """Every site of `arch` that the options cover; a Grid where there may be as many as pairs of nodes."""
         raise NotImplementedError
+
+    @classmethod
+    def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
+        """What the architecture would cost: exactly that of `rewrite`, by building it where no cheaper way is known."""
+        made = cls.rewrite(arch, site, proposal)
+        return made if isinstance(made, Refusal) else Cost(made.arch.size, made.arch.macs)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.edits.wiring import add_to, affine, fresh_name, joins, parents
-from dagrow.graph import Architecture, Refusal, Rewrite
+from dagrow.edits.branch import Frame, link
+from dagrow.edits.wiring import add_to, fresh_name, joins
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite
+from dagrow.measure.grid import Grid
 from dagrow.measure.sites import Link, Site
 from dagrow.scores import Proposal
 
@@ -19,21 +19,24 @@ class Connect(Edit):
         """`where` is matched against the target's name."""
 
     @staticmethod
-    def match(arch: Architecture, options) -> Iterator[Site]:
-        for source, target, stride in joins(arch):
-            already = {arch.nodes[p].inputs[0] for p in parents(arch, target)}
-            if source not in already and options.covers(target):
-                frame, name = _built(arch, (source, target, stride))
-                yield Site("connect", f"{source} -> {target}", Link(frame, name, source, target), (1,), (source, target, stride))
+    def match(arch: Architecture, options) -> Grid:
+        already = [(arch.nodes[p].inputs[0], target) for target, group in arch.meeting.items() for p in group]
+        found, name = joins(arch).but(already, options.covers), fresh_name(arch, "link")
+
+        def make(source: str, target: str, stride: int) -> Site:
+            frame = Frame(arch, link(arch.shapes[source], arch.shapes[target][0], stride), name, source)
+            return Site("connect", f"{source} -> {target}", Link(frame, name, source, target), (1,), (source, target, stride))
+
+        return Grid("connect", Link, arch, found.sources, found.targets, found.strides, make)
+
+    @staticmethod
+    def price(arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
+        source, target, stride = site.detail
+        return link(arch.shapes[source], arch.shapes[target][0], stride).added_to(arch)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
-        made, name = _built(arch, site.detail)
-        return Rewrite(made, (), ((f"{name}.weight", 0),))
-
-
-def _built(arch: Architecture, detail: tuple) -> tuple[Architecture, str]:
-    source, target, stride = detail
-    name = fresh_name(arch, "link")
-    node = affine(arch.shapes[source], source, arch.shapes[target][0], stride=stride, bias=False)
-    return add_to(arch, target, {name: node}, name), name
+        source, target, stride = site.detail
+        name = fresh_name(arch, "link")
+        nodes = link(arch.shapes[source], arch.shapes[target][0], stride).named(name, source)
+        return Rewrite(add_to(arch, target, nodes, name), (), ((f"{name}.weight", 0),))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pydantic
 
 from dagrow import ops
 from dagrow.edits import REGISTRY, Edit, EditOptions
+from dagrow.edits.branch import Branch, Frame, hidden
 from dagrow.edits.widen import Count, numbers, units_of
-from dagrow.edits.wiring import add_to, affine, fresh_name, joins, parents
-from dagrow.graph import Architecture, Node, Refusal, Rewrite
+from dagrow.edits.wiring import add_to, fresh_name, joins
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite
+from dagrow.measure.grid import Grid
 from dagrow.measure.sites import Site, Units
 from dagrow.scores import Proposal
 
@@ -39,33 +39,34 @@ class Deepen(Edit):
             return value
 
     @staticmethod
-    def match(arch: Architecture, options) -> Iterator[Site]:
+    def match(arch: Architecture, options) -> Grid:
         # A second hidden layer between the same tensors would be the first one, wider: offered once, by widen.
         known = set()
         for axis in arch.axes.values():
             form = units_of(arch, axis)
             if form is not None and len(form.writers) == 1:
-                known |= {(form.sources[0], p) for t in form.targets for p in parents(arch, t)}
-        for source, target, stride in joins(arch):
-            if options.covers(target) and (source, target) not in known:
-                detail = (source, target, stride, options.act, options.kernel)
-                frame, name = _built(arch, detail, 1)
-                form = Units(frame, (f"{name}.in",), (source,), (f"{name}.act",), (f"{name}.out",), (target,))
-                yield Site("deepen", f"{source} -> {target}", form, tuple(sorted(set(numbers(options.units)))), detail)
+                known |= {(form.sources[0], p) for t in form.targets for p in arch.meeting[t]}
+        found, name, units = joins(arch).but(known, options.covers), fresh_name(arch, "h"), tuple(sorted(set(numbers(options.units))))
+
+        def make(source: str, target: str, stride: int) -> Site:
+            detail = (source, target, stride, options.act, options.kernel)
+            frame = Frame(arch, _branch(arch, detail, 1), name, source)
+            form = Units(frame, (f"{name}.in",), (source,), (f"{name}.act",), (f"{name}.out",), (target,))
+            return Site("deepen", f"{source} -> {target}", form, units, detail)
+
+        return Grid("deepen", Units, arch, found.sources, found.targets, found.strides, make)
+
+    @staticmethod
+    def price(arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
+        return _branch(arch, site.detail, proposal.units).added_to(arch)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
-        made, name = _built(arch, site.detail, proposal.units)
-        return Rewrite(made, (), ((f"{name}.out.weight", 1),))
+        name = fresh_name(arch, "h")
+        nodes = _branch(arch, site.detail, proposal.units).named(name, site.detail[0])
+        return Rewrite(add_to(arch, site.detail[1], nodes, f"{name}.out"), (), ((f"{name}.out.weight", 1),))
 
 
-def _built(arch: Architecture, detail: tuple, units: int) -> tuple[Architecture, str]:
+def _branch(arch: Architecture, detail: tuple, units: int) -> Branch:
     source, target, stride, act, kernel = detail
-    name = fresh_name(arch, "h")
-    shape = arch.shapes[source]
-    branch = {
-        f"{name}.in": affine(shape, source, units, kernel=kernel, stride=stride),
-        f"{name}.act": Node.of(act, f"{name}.in"),
-        f"{name}.out": affine(shape, f"{name}.act", arch.shapes[target][0], bias=False),
-    }
-    return add_to(arch, target, branch, f"{name}.out"), name
+    return hidden(arch.shapes[source], arch.shapes[target][0], stride, units, act, kernel)

@@ -8,7 +8,7 @@ import pydantic
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.widen import Count, numbers, units_of
-from dagrow.graph import Architecture, Refusal, Rewrite, resize
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.measure.sites import Drop, Site
 from dagrow.scores import Proposal
 
@@ -32,6 +32,10 @@ class Prune(Edit):
             if units:
                 columns = tuple(arch.derived.units(axis.id, f"{r}.weight", 1) for r in form.readers)
                 yield Site("prune", axis.id, Drop(axis.id, axis.size, form.readers, columns), tuple(units), (axis.id, axis.size))
+
+    @classmethod
+    def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
+        return resized_cost(arch, site.detail[0], len(proposal.keep)) or super().price(arch, site, proposal)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pydantic
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.graph import Architecture, Refusal, Rewrite, resize
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.graph.axes import Axis
 from dagrow.measure.features import grouped
 from dagrow.measure.sites import Site, Units
@@ -35,6 +35,11 @@ class Widen(Edit):
             if room > 0:
                 yield Site("widen", axis.id, form, tuple(units), (axis.id, axis.size))
 
+    @classmethod
+    def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
+        axis, size = site.detail
+        return resized_cost(arch, axis, size + proposal.units) or super().price(arch, site, proposal)
+
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
         axis, size = site.detail
@@ -46,7 +51,14 @@ def numbers(units: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def units_of(arch: Architecture, axis: Axis) -> Units | None:
-    """The axis as a site for new units, where a linear score applies to it: only written and read."""
+    """The axis as a site for new units, where a linear score applies to it: only written and read. Worked out once."""
+    known = arch.memo.setdefault("units_of", {})
+    if axis.id not in known:
+        known[axis.id] = _units_of(arch, axis)
+    return known[axis.id]
+
+
+def _units_of(arch: Architecture, axis: Axis) -> Units | None:
     if axis.bilinear or axis.gates or axis.mixes:
         return None
     writers = _affine(arch, axis.writes)
@@ -62,7 +74,7 @@ def units_of(arch: Architecture, axis: Axis) -> Units | None:
 
 def _affine(arch: Architecture, uses) -> tuple[str, ...]:
     found = {u.node for u in uses}
-    return tuple(n for n in arch.order if n in found and arch.nodes[n].rule.role == "affine")
+    return tuple(sorted((n for n in found if arch.nodes[n].rule.role == "affine"), key=arch.place.__getitem__))
 
 
 def between(arch: Architecture, writers: tuple[str, ...], readers: tuple[str, ...]) -> tuple[str, ...]:
@@ -79,4 +91,4 @@ def between(arch: Architecture, writers: tuple[str, ...], readers: tuple[str, ..
         if name in ahead and name not in behind:
             behind.add(name)
             todo.extend(arch.nodes[name].inputs)
-    return tuple(n for n in arch.order if n in behind)
+    return tuple(sorted(behind, key=arch.place.__getitem__))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
-import networkx as nx
+import numpy as np
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture, Node, Refusal
@@ -12,21 +13,57 @@ from dagrow.measure.evidence import affine_nodes, parents
 from dagrow.measure.features import grouped
 
 
-def joins(arch: Architecture) -> Iterator[tuple[str, str, int]]:
-    """(source, target, stride): tensors from which a new branch may lead into a pre-activation.
+@dataclass(frozen=True)
+class Joins:
+    """Where a new branch may lead: from `sources[s]` into `targets[t]` where `strides[t, s]` is not 0, over that stride."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    strides: np.ndarray
+
+    def but(self, excluded: Iterable[tuple[str, str]], covers: Callable[[str], bool]) -> Joins:
+        """Without the pairs (source, target) `excluded`, and into targets that `covers` accepts only."""
+        s, t = ({name: k for k, name in enumerate(names)} for names in (self.sources, self.targets))
+        left = self.strides.copy()
+        left[[not covers(target) for target in self.targets]] = 0
+        for source, target in excluded:
+            if source in s and target in t:
+                left[t[target], s[source]] = 0
+        return replace(self, strides=left)
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """[joins, 2]: places in `sources` and `targets`, target by target."""
+        return np.argwhere(self.strides)[:, ::-1]
+
+    def __iter__(self) -> Iterator[tuple[str, str, int]]:
+        """(source, target, stride)"""
+        return ((self.sources[s], self.targets[t], int(self.strides[t, s])) for s, t in self.pairs.tolist())
+
+
+def joins(arch: Architecture) -> Joins:
+    """The tensors from which a new branch may lead into a pre-activation.
 
     Sources are what affine nodes read, and the inputs; a branch may not close a cycle; maps must match up to a stride.
     Of several targets that meet in one sum the first stands for all: the networks would be equal.
     """
-    sources = dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))])
-    for target in affine_nodes(arch):
-        if target != next((p for p in parents(arch, target) if not grouped(arch.nodes[p])), None):
-            continue
-        below = nx.descendants(arch.graph, target)
-        for source in sources:
-            stride = stride_between(arch.shapes[source], arch.shapes[target])
-            if source != target and source not in below and stride is not None:
-                yield source, target, stride
+    if "joins" not in arch.memo:
+        arch.memo["joins"] = _joins(arch)
+    return arch.memo["joins"]
+
+
+def _joins(arch: Architecture) -> Joins:
+    sources = tuple(dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))]))
+    first = {group: next((p for p in group if not grouped(arch.nodes[p])), None) for group in set(arch.meeting.values())}
+    targets = tuple(a for a in affine_nodes(arch) if first[arch.meeting[a]] == a)
+    places, size = np.array([arch.place[s] for s in sources]), len(arch.nodes) // 8 + 1
+    strides = np.zeros((len(targets), len(sources)), np.int64)
+    over = {shape: np.array([stride_between(arch.shapes[s], shape) or 0 for s in sources]) for shape in {arch.shapes[t] for t in targets}}
+    for t, target in enumerate(targets):
+        banned = arch.below[target] | 1 << arch.place[target]
+        free = np.unpackbits(np.frombuffer(banned.to_bytes(size, "little"), np.uint8), bitorder="little")[places] == 0
+        strides[t] = free * over[arch.shapes[target]]
+    return Joins(sources, targets, strides)
 
 
 def stride_between(source: tuple[int, ...], target: tuple[int, ...]) -> int | None:
@@ -97,4 +134,4 @@ def without(arch: Architecture, total: str, branch: str) -> Architecture | Refus
         return Refusal(error.message, (branch,))
 
 
-__all__ = ["add_to", "affine", "fresh_name", "joins", "parents", "stride_between", "without"]
+__all__ = ["Joins", "add_to", "affine", "fresh_name", "joins", "parents", "stride_between", "without"]

@@ -161,6 +161,11 @@ class Architecture:
         """Shapes, parameters, MACs and axes, by tracing (cached by digest)."""
         return derive(self.digest, self.nodes, self.order, self.outputs)
 
+    @cached_property
+    def memo(self) -> dict:
+        """For what others work out about it: an architecture never changes."""
+        return {}
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """node -> shape of its output, without the batch."""

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -94,12 +95,33 @@ class Derived:
     outputs: Mapping[tuple[str, int], Table] = field(repr=False)
     locals: Mapping[str, Mapping[str, str]] = field(repr=False)
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: k for k, name in enumerate(self.axes)}
+
+    def number(self, axis: str) -> int:
+        """The axis' number in the tables."""
+        return self._numbers[axis]
+
+    def shape(self, param: str) -> Shape:
+        """Of a parameter or buffer."""
+        return self.params[param] if param in self.params else self.buffers[param]
+
+    @cached_property
+    def owners(self) -> Mapping[str, tuple[str, ...]]:
+        """parameter or buffer -> the nodes that hold it: several where it is tied."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, local in self.locals.items():
+            for full in local.values():
+                found[full] = (*found.get(full, ()), name)
+        return found
+
     def units(self, axis: str, param: str, dim: int) -> tuple[int, ...]:
         """Which unit of `axis` each index of dimension `dim` of a parameter belongs to; -1 for none."""
-        number = list(self.axes).index(axis)
+        number = self.number(axis)
         table = self.tables.get((param, dim))
         if table is None:
-            return (-1,) * ({**self.params, **self.buffers})[param][dim]
+            return (-1,) * self.shape(param)[dim]
         mine = (table.codes >= 0) & (table.codes >> 32 == number)
         return tuple(np.where(mine, table.codes & 0xFFFFFFFF, -1).max(1).tolist())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -303,7 +304,7 @@ def _mix(events: np.ndarray) -> np.ndarray:
 def _refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
     """How each digit of two mixed radix systems (major first) splits into digits of their common refinement, or None."""
     marks = sorted({math.prod(s[k:]) for s in (a, b) for k in range(len(s) + 1)})
-    if any(y % x for x, y in zip(marks, marks[1:], strict=False)):
+    if any(y % x for x, y in pairwise(marks)):
         return None
     found = []
     for sizes in (a, b):
@@ -311,6 +312,6 @@ def _refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[l
         for k, n in enumerate(sizes):
             low = math.prod(sizes[k + 1 :])
             inside = [m for m in marks if low <= m <= low * n]
-            digits.append([y // x for x, y in zip(inside, inside[1:], strict=False)][::-1] or [1])
+            digits.append([y // x for x, y in pairwise(inside)][::-1] or [1])
         found.append(digits)
     return found[0], found[1]

@@ -233,7 +233,7 @@ def _place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray
         born |= lost.any(1)
         mapped[mine] = a * 2**32 + np.maximum(source, 0)
     # Occurrences are counted by the new units: a clone starts again at the first.
-    names, where = _codes(np.concatenate([old.codes, mapped]))
+    _, where = _codes(np.concatenate([old.codes, mapped]))
     size = len(old.codes)
     times = np.concatenate([_occurrence(where[:size]), _occurrence(_codes(new.codes)[1])])
     key = where * (len(where) + 1) + times

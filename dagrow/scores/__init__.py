@@ -5,6 +5,7 @@ A scorer meets an edit only in the site's form. Adding a scorer is adding a file
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from dagrow.measure import Block, Evidence, Proposal, Site
@@ -31,6 +32,13 @@ class Scorer:
     def propose(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         """`units` new units (or fewer to lose) at `site`; every draw comes from `stream(*key, ...)`."""
         raise NotImplementedError
+
+    def screen(self, evidence: Evidence, sites: Sequence[Site]) -> Sequence[float] | None:
+        """What each growing site may gain, in nats, of all sites of one edit at once, from the training rows alone.
+
+        Only their order counts, also between edits. NaN where the scorer cannot say; None where it never does.
+        """
+        return None
 
 
 def serving(chosen: Scorer, form: object) -> Scorer | None:

@@ -1,0 +1,64 @@
+"""Sites in bulk: where there are about as many as pairs of nodes, one is made only when somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+
+from dagrow.graph import Architecture
+from dagrow.measure.sites import Site
+
+Shape = tuple[int, ...]
+
+
+class Grid(Sequence[Site]):
+    """The sites of one edit that each lead from one of `sources` into one of `targets`, target by target.
+
+    `pairs` [sites, 2]: places in `sources` and `targets`. `form`: the class of every site's form. `make(source, target,
+    stride)` makes a site. `strides` [targets, sources] holds 0 where there is no site.
+    """
+
+    def __init__(
+        self, edit: str, form: type, arch: Architecture, sources: tuple[str, ...], targets: tuple[str, ...], strides: np.ndarray,
+        make: Callable[[str, str, int], Site],
+    ):
+        self.edit, self.form, self.arch = edit, form, arch
+        self.sources, self.targets = sources, targets
+        self._strides, self._make = strides, make
+        self.pairs = np.argwhere(strides)[:, ::-1]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, k: int) -> Site: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Site]: ...
+    def __getitem__(self, k):
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(len(self)))]
+        s, t = self.pairs[k]
+        return self._make(self.sources[s], self.targets[t], int(self._strides[t, s]))
+
+    def __iter__(self) -> Iterator[Site]:
+        return (self[k] for k in range(len(self)))
+
+    def find(self, key: str) -> int | None:
+        """The place of the site with this key (Site.key)."""
+        edit, _, where = key.partition(" ")
+        source, _, target = where.partition(" -> ")
+        return self._places.get((source, target)) if edit == self.edit else None
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], int]:
+        return {(self.sources[s], self.targets[t]): k for k, (s, t) in enumerate(self.pairs.tolist())}
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """[sites]: a number for each pair of shapes; what a site costs depends on that alone."""
+        shapes: dict[Shape, int] = {}
+        s, t = (np.array([shapes.setdefault(tuple(self.arch.shapes[n]), len(shapes)) for n in names], np.int64) for names in (self.sources, self.targets))
+        return s[self.pairs[:, 0]] * max(1, len(shapes)) + t[self.pairs[:, 1]]
