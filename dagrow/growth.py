@@ -197,7 +197,7 @@ class Search:
             _refuse_if_all_too_dear(scored)
         chooser, options = self.plan.chooser
         bench, made, outcomes = self.bench(scored), {}, []
-        key, shown = (self.seed, state.step), [s.candidate for s in scored]
+        key, shown = (self.seed, state.step), [s.candidate for s in scored[: scored.valued]]
         while True:
             asked = chooser.ask(options, key, state.chooser, shown, outcomes)
             if isinstance(asked, Done):
