@@ -6,7 +6,8 @@
     python tools/bench_truth.py --summary FILE [--json]
 
 A run is one network (truth_nets.py) at one stage of its training with one seed: all sites of widen, deepen (2 units) and
-connect, each with the candidate of every scorer, and all units that prune could remove; rows as in truth_sites.py.
+connect, each with the candidate of every scorer (grow); every unit that prune could remove (shrink); and, since these
+networks have no branches, every branch that could be removed once they were given three (remove). Rows as in truth_sites.py.
 
 LS, the loss drop reached by line search: the lowest mean loss over all training rows along the candidate's amplitude, by
 forwards on a logarithmic grid from 1/1000 to 32 times the amplitude predicted and golden section around its best point; 0
@@ -14,14 +15,15 @@ where none is lower. For regression LS is in nats with the residual variance fit
 predicted expands the loss with the variance held, so the table's predicted/LS is against LS with the variance held (both are
 in the JSON). The candidate alone moves: what the present weights could do by themselves is in no column but "after".
 
-after: Spearman of the prediction with the drop after so many more training steps, against the parent trained equally.
+after: Spearman of the prediction with the drop after so many more training steps, against the parent trained equally;
+LS-after: that of LS itself, which no prediction of LS can be expected to better.
 seen, blind: sites that do or do not read anything that the target's parents do not read (linear-blind). first: runs in which
 the best prediction is the site with the best LS; verified: the same once the best three were tried at the amplitudes a
 search tries; reached: the share of the best LS that these choices have. tiny: predicted is the published sum of lambda^2;
 tiny+line: the same candidates, priced by dagrow's valuer. natural, importance, empirical: dagrow's default scorer with the
 curvature from Rademacher probes (the default), importance-sampled labels, true labels.
 
---json: a line per site ("kind": grow or shrink, with net, stage and seed), then the table's lines (with "runs").
+--json: a line per site ("kind": grow, shrink or remove, with net, stage and seed), then the table's lines (with "runs").
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def attempt(*run) -> tuple[dict | None, str]:
 def one_run(net: str, stage: str, seed: int, scorers: tuple[str, ...], after: int, rows: int) -> dict:
     import torch
     from truth_nets import STAGES, trained
-    from truth_sites import GROWING, growth_rows, real, shrink_rows
+    from truth_sites import GROWING, branched, growth_rows, real, shrink_rows
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -61,6 +63,7 @@ def one_run(net: str, stage: str, seed: int, scorers: tuple[str, ...], after: in
         "outputs": here.arch.shapes[here.arch.outputs[0]][0] if here.loss.task == "regression" else None,
         "loss": real(here, here.arch, here.weights),
         "grow": growth_rows(here, {s: GROWING[s] for s in scorers}, after, rows), "shrink": shrink_rows(here, rows),
+        "remove": shrink_rows(branched(here, rows), rows, "remove"),
     }
     return {**record, "seconds": time.perf_counter() - began}
 
@@ -145,7 +148,7 @@ def main() -> int:
     if options.json:
         for r in records:
             about = {k: r[k] for k in ("net", "stage", "seed")}
-            print("\n".join(json.dumps({"kind": kind, **about, **row}) for kind in ("grow", "shrink") for row in r[kind]))
+            print("\n".join(json.dumps({"kind": kind, **about, **row}) for kind in ("grow", "shrink", "remove") for row in r[kind]))
         print("\n".join(json.dumps(line) for line in found))
     else:
         print(table(found))

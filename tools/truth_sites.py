@@ -14,7 +14,7 @@ from dagrow.applying import Applied, Part, apply, refresh_norms
 from dagrow.compiler import compile_architecture, plain_name
 from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
-from dagrow.graph import Architecture
+from dagrow.graph import Architecture, Refusal
 from dagrow.measure import Drop, Evidence, Link, Site, measure
 from dagrow.measure.evidence import parents
 from dagrow.propose import sites
@@ -29,6 +29,7 @@ UNITS = 2
 GRID = tuple(1e-3 * 32e3 ** (k / 22) for k in range(23))
 GOLDEN = (math.sqrt(5) - 1) / 2
 REFINED = 8  # steps of golden section: the amplitude to about 1%
+BRANCHES, SETTLED = 3, 150  # what remove is tried on: the network with so many branches more, trained for so many steps
 PATH = ("truth",)
 
 
@@ -167,8 +168,8 @@ def searched(at: Callable[[float], float], zero: float) -> tuple[float, float]:
 
 # ---- shrinking
 
-def shrink_rows(stage: Stage, rows: int) -> list[dict]:
-    """A row for each unit that could go and each branch, and for each way of pricing it. drop: by a real forward after the
+def shrink_rows(stage: Stage, rows: int, edit: str = "prune") -> list[dict]:
+    """A row for each unit (prune) or branch (remove) that could go, and for each way of pricing it. drop: by a real forward after the
     survivors made up for what they could (negative: the loss rises); plain: the same without that.
 
     gram: the valuer's price of the compensated removal; magnitude: less the norm of the unit's fan-in; taylor: less the
@@ -176,14 +177,14 @@ def shrink_rows(stage: Stage, rows: int) -> list[dict]:
     """
     evidence, before = gathered(stage, rows), real(stage, stage.arch, stage.weights)
     gram, found = made("gram"), []
-    for edit, options, site in offered(stage.arch, prune={"units": 1}, remove={}):
+    for kind, options, site in offered(stage.arch, **{edit: {}}):
         for name, one, finish in _single(site):
             proposal = gram.propose(evidence, one, 1, (stage.seed, *PATH))
             gain = value(evidence, one, proposal)
             row = {"site": f"{site.key} {name}".strip(), "status": gain.status}
             if gain.status == "ok":
                 bare = replace(proposal, shift={})
-                row["drop"], row["plain"] = (before - _after(stage, edit, options, site, finish(p)) for p in (proposal, bare))
+                row["drop"], row["plain"] = (before - _after(stage, kind, options, site, finish(p)) for p in (proposal, bare))
                 first, _ = slopes(evidence.train, one, bare)
                 found.append({**row, "scorer": "gram", "predicted": gain.nats, "stderr": gain.stderr})
                 found.append({**row, "scorer": "taylor", "predicted": -float(first.abs().mean())})
@@ -192,6 +193,23 @@ def shrink_rows(stage: Stage, rows: int) -> list[dict]:
             else:
                 found.append({**row, "scorer": "gram"})
     return found
+
+
+def branched(stage: Stage, rows: int) -> Stage:
+    """The stage's network with the branches (deepen, connect) that natural promises most for, trained on."""
+    evidence, scorer, parts = gathered(stage, rows), made("natural"), []
+    for edit, options, site in offered(stage.arch, deepen={"units": UNITS}, connect={}):
+        proposal = scorer.propose(evidence, site, UNITS, (stage.seed, *PATH))
+        gain = value(evidence, site, proposal)
+        if gain.status == "ok" and gain.nats > 0:
+            parts.append((gain.nats, Part(edit, options, site, scaled(site, proposal, gain.amplitude))))
+    best = [part for _, part in sorted(parts, key=lambda p: -p[0])[:BRANCHES]]
+    grown = apply(stage.arch, stage.weights, stage.moments, stage.recipe.optimizer.slots, best, (stage.seed, *PATH, "newborn"))
+    if isinstance(grown, Refusal):
+        raise RuntimeError(grown.reason)  # noqa: TRY004  a value that says why not
+    start = refresh_norms(grown.arch, grown.weights(), stage.train)
+    weights, moments = more(stage, start, grown.moments, grown.arch, SETTLED, (*PATH, "branched"))
+    return replace(stage, arch=grown.arch, weights=weights, moments=moments)
 
 
 def _single(site: Site) -> Iterator[tuple[str, Site, Callable[[Proposal], Proposal]]]:

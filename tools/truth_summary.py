@@ -15,11 +15,11 @@ SAME = 1e-7
 
 
 def summary(records: Sequence[dict]) -> list[dict]:
-    """An object per network, stage and scorer, growing ("grow") and shrinking ("shrink"); at last one per scorer over all."""
+    """An object per network, stage and scorer, growing ("grow") and shrinking ("shrink", "remove"); at last one per scorer over all."""
     found = []
     for net, stage in dict.fromkeys((r["net"], r["stage"]) for r in records):
         here = [r for r in records if (r["net"], r["stage"]) == (net, stage)]
-        for kind, line in (("grow", grown), ("shrink", shrunk)):
+        for kind, line in (("grow", grown), ("shrink", shrunk), ("remove", shrunk)):
             for scorer in dict.fromkeys(row["scorer"] for r in here for row in r[kind]):
                 runs = [[row for row in r[kind] if row["scorer"] == scorer] for r in here]
                 found.append({"kind": kind, "net": net, "stage": stage, "scorer": scorer, **line(runs, here[0].get("outputs"))})
@@ -116,7 +116,7 @@ def table(found: Sequence[dict]) -> str:
     lines = []
     for place in dict.fromkeys((f["net"], f["stage"]) for f in found if "net" in f):
         here = [f for f in found if (f.get("net"), f.get("stage")) == place]
-        for kind, head, show in (("grow", _GROW, _grown), ("shrink", _SHRINK, _shrunk)):
+        for kind, head, show in (("grow", _GROW, _grown), ("shrink", _SHRINK, _shrunk), ("remove", _SHRINK, _shrunk)):
             shown = [f for f in here if f["kind"] == kind]
             if shown:
                 lines += ["", f"{place[0]}, {place[1]}, {kind}: {shown[0]['sites']} sites in {shown[0]['runs']} runs", head]
@@ -130,24 +130,24 @@ def table(found: Sequence[dict]) -> str:
 
 
 _GROW = (
-    f"  {'':<11}{'Spearman':>9}{'seen':>6}{'blind':>6}{'after':>7}  {'predicted/LS, seen':<24}{'blind':<24}"
-    f"{'first':>6}{'verified':>9}{'reached':>8}{'verified':>9}{'LS seen':>9}{'blind':>9}{'unserved':>9}"
+    f"  {'':<11}{'Spearman':>9}{'seen':>6}{'blind':>6}{'after':>7}{'LS-after':>9}  {'predicted/LS, seen':<24}{'blind':<24}"
+    f"{'first':>6}{'verified':>9}{'reached':>8}{'verified':>9}{'LS seen':>10}{'blind':>10}{'unserved':>9}"
 )
-_SHRINK = f"  {'':<11}{'Spearman':>9}{'other':>7}  {'predicted/real':<24}{'first':>6}{'verified':>9}{'cost':>9}{'verified':>9}{'least':>9}{'unserved':>9}"
+_SHRINK = f"  {'':<11}{'Spearman':>9}{'other':>7}  {'predicted/real':<24}{'first':>6}{'verified':>9}{'cost':>10}{'verified':>10}{'least':>10}{'unserved':>9}"
 
 
 def _grown(f: dict) -> str:
     ranks, ratio, ls = f["spearman"], f.get("ratio_fixed", f["ratio"]), f["ls"]
-    after = f.get("spearman_after", {"all": None})["all"]
+    after, best = (f.get(key, {"all": None})["all"] for key in ("spearman_after", "ls_after"))
     return (
-        f"  {f['scorer']:<11}{_number(ranks['all'], 2):>9}{_number(ranks['seen'], 2):>6}{_number(ranks['blind'], 2):>6}{_number(after, 2):>7}"
+        f"  {f['scorer']:<11}{_number(ranks['all'], 2):>9}{_number(ranks['seen'], 2):>6}{_number(ranks['blind'], 2):>6}{_number(after, 2):>7}{_number(best, 2):>9}"
         f"  {_spread(ratio['seen']):<24}{_spread(ratio['blind']):<24}{f['first']:>6}{f['verified_first']:>9}"
-        f"{_number(f['reached'][0], 2):>8}{_number(f['reached'][1], 2):>9}{_number(ls['seen'], 5):>9}{_number(ls['blind'], 5):>9}{f['unserved']:>9}"
+        f"{_number(f['reached'][0], 2):>8}{_number(f['reached'][1], 2):>9}{_short(ls['seen']):>10}{_short(ls['blind']):>10}{f['unserved']:>9}"
     )
 
 
 def _shrunk(f: dict) -> str:
-    costs = "".join(f"{_number(c, 5):>9}" for c in f["cost"])
+    costs = "".join(f"{_short(c):>10}" for c in f["cost"])
     return (
         f"  {f['scorer']:<11}{_number(f['spearman'], 2):>9}{_number(f['spearman_other'], 2):>7}  {_spread(f.get('ratio')):<24}"
         f"{f['first']:>6}{f['verified_first']:>9}{costs}{f['unserved']:>9}"
@@ -156,6 +156,10 @@ def _shrunk(f: dict) -> str:
 
 def _number(value: float | None, places: int) -> str:
     return "-" if value is None else f"{value:.{places}f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _spread(values: Sequence[float] | None) -> str:
