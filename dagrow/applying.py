@@ -70,10 +70,10 @@ def apply(
         if isinstance(rewrite, Refusal):
             return rewrite
         for name, shift in part.proposal.shift.items():
-            if shift.shape != full[name].shape:
+            if name not in full or shift.shape != full[name].shape:
                 return Refusal(f"{part.site.key} makes up for its loss in units that are gone", (name,))
             full[name], empty[name] = (w[name] + shift.to(w[name].dtype) for w in (full, empty))
-        blocks = _renamed(part, site, start, arch) if site.form.grows else part.proposal.blocks
+        blocks, begin = (_renamed(part, given, site, start, arch) for given in (part.proposal.blocks, part.proposal.start))
         fresh = {n: w.to(kind) if w.is_floating_point() else w for n, w in initialise(rewrite.arch, (*seed, number)).items()}
         # Newborns of this part that meet newborns of an earlier one: the proposal was made without them.
         fresh |= {n: torch.zeros_like(fresh[n]) for n in arch.params if n not in start.params and n in fresh}
@@ -83,6 +83,7 @@ def apply(
         silent = dict(fresh)
         for name, axis in site.form.outgoing:
             silent[name] = fresh[name].index_fill(axis, torch.tensor(_born(arch, rewrite, name, axis), dtype=torch.long), 0.0)
+        _put(silent, begin, arch, rewrite, origins)
         full, empty = transfer(rewrite, full, fresh), transfer(rewrite, empty, silent)
         for slot, named in moved.items():
             kept = transfer(rewrite, named, fills[slot])
@@ -94,12 +95,14 @@ def apply(
     return Applied(arch, empty, full, moved)
 
 
-def _renamed(part: Part, site: Site, start: Architecture, arch: Architecture) -> list[Block]:
+def _renamed(part: Part, blocks: Sequence[Block], site: Site, start: Architecture, arch: Architecture) -> list[Block]:
     """The part's blocks, under the names that its new nodes have now that others came first."""
+    if not blocks:
+        return []
     before, now = ([n for n in form.frame.nodes if n not in held.nodes] for form, held in ((part.site.form, start), (site.form, arch)))
     names = dict(zip(before, now))  # noqa: B905  a sum that was new may be there by now
     found = []
-    for block in part.proposal.blocks:
+    for block in blocks:
         node, _, local = block.param.rpartition(".")
         found.append(replace(block, param=f"{names.get(node, node)}.{local}"))
     return found
@@ -120,6 +123,8 @@ def _born(arch: Architecture, rewrite: Rewrite, param: str, axis: int) -> list[i
 def _put(fresh: Weights, blocks: Sequence[Block], arch: Architecture, rewrite: Rewrite, origins: Mapping[tuple[str, int], list[int]]) -> Refusal | None:
     """Writes the blocks over fresh values; entries of a block's parameter that no block speaks of become zero."""
     for name in {b.param for b in blocks}:
+        if name not in fresh:
+            return Refusal(f"{name} went with another edit", (name,))
         fresh[name] = torch.zeros_like(fresh[name])
     for block in blocks:
         target = fresh[block.param]

@@ -110,7 +110,8 @@ class Bench:
         if not self.limits.admit(applied.arch) and (applied.arch.size > self.arch.size or applied.arch.macs > self.arch.macs):
             return Measured(Outcome(trial, 0.0, 0.0, "too dear"))
         try:
-            return self._measured(trial, applied, any(p.site.form.grows for p in parts if p))
+            untold = any(p.proposal.status == "trial" for p in parts if p)
+            return self._measured(trial, applied, any(p.site.form.grows for p in parts if p) and not untold)
         except (RuntimeError, ValueError) as error:  # a CPU out of memory is a plain RuntimeError
             return Measured(Outcome(trial, 0.0, 0.0, f"failed: {str(error).splitlines()[0][:80]}"))
 

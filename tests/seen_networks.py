@@ -188,7 +188,7 @@ def made(arch: Architecture, weights: dict[str, Tensor], edit: type, options, si
 
 @lru_cache(64)
 def proposed(arch: Architecture, kind: str, smooth: bool = False) -> list[tuple[Part, dict]]:
-    """(part, weights) for every site: new units at random, units to lose as the default scorer says.
+    """(part, weights) for every site: new units at random, anything else as the default scorer says.
 
     smooth: activations that an edit brings never die.
     """
@@ -199,7 +199,7 @@ def proposed(arch: Architecture, kind: str, smooth: bool = False) -> list[tuple[
         units = min(2, getattr(site.form, "size", 3) - 1)
         proposal = serving(RANDOM, site.form).propose(evidence, site, units, (0,))
         assert proposal.status == "ok" or proposal.reason
-        made = edit.rewrite(arch, site, proposal) if proposal.status == "ok" else None
+        made = edit.rewrite(arch, site, proposal) if proposal.status in ("ok", "trial") else None
         if isinstance(made, Refusal):
             # A depthwise convolution down to one channel is an ordinary one.
             assert "structure" in made.reason and made.nodes and not site.form.grows

@@ -5,5 +5,6 @@ from dagrow.measure.features import features, flat, propagate
 from dagrow.measure.gathering import Gathering
 from dagrow.measure.proposals import Block, Proposal
 from dagrow.measure.sites import Cut, Drop, Link, Site, Units
+from dagrow.measure.swaps import Swap
 
-__all__ = ["Block", "Cut", "Drop", "Evidence", "Gathering", "Link", "Pass", "Proposal", "Site", "Units", "features", "flat", "measure", "propagate"]
+__all__ = ["Block", "Cut", "Drop", "Evidence", "Gathering", "Link", "Pass", "Proposal", "Site", "Swap", "Units", "features", "flat", "measure", "propagate"]

@@ -64,7 +64,7 @@ def _end(arch: Architecture, name: str) -> str:
 
 @dataclass
 class Pass:
-    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node."""
+    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node, and at the output."""
 
     arch: Architecture
     weights: Mapping[str, Tensor]
@@ -159,6 +159,7 @@ def observe(
                 found[name] = made
             values[name] = made
         out = values[arch.outputs[0]]
+        found.setdefault(arch.outputs[0], out if out.requires_grad else out.requires_grad_())
         cotangent = loss.cotangent(out.detach(), fold.y, beta=beta)
         probe = loss.probe(out.detach(), fold.y, generator, beta=beta, floor=FLOOR, kind=curvature)
         zs = list(found.values())

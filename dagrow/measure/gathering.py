@@ -73,7 +73,7 @@ class Gathering:
         arch = self.arch
         self._modules = self._modules or _modules(arch, model)
         values = run(arch.nodes, arch.order, self._modules, {arch.inputs[0]: x})
-        out, zs = values[arch.outputs[0]], {n: values[n] for n in affine_nodes(arch)}
+        out, zs = values[arch.outputs[0]], {n: values[n] for n in (*affine_nodes(arch), arch.outputs[0])}
         probe = torch.zeros_like(out)
         # The fold's residual variance is known when all its rows are: both cotangents are linear in what stands for it.
         probe[:rows] = self.loss.probe(
@@ -100,7 +100,7 @@ class Gathering:
         variance = self.loss.variance(out, y)
         each = [self.loss.per_sample(s.batch, out.shape[1]) / variance for s in steps]
         v, probe = {}, {}
-        for n in affine_nodes(self.arch):
+        for n in dict.fromkeys((*affine_nodes(self.arch), self.arch.outputs[0])):
             v[n] = _joined([s.v.pop(n, None) for s in steps], each, steps, values[n])
             probe[n] = _joined([s.probe.pop(n, None) for s in steps], [variance**-0.5] * len(steps), steps, values[n])
         return Pass(self.arch, dict(weights), values, v, probe, float(self.loss.nats(out, y)))

@@ -21,15 +21,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to put where. `status` is ok, unsupported, singular or nonfinite; `reason` says why it is not ok.
+    """What to put where. `status` is ok, unsupported, singular, nonfinite or trial (it can be made, but derivatives say
+    nothing of it); `reason` says why it is not ok.
 
-    Growing: `blocks` for the newborn entries. Shrinking: `keep`, the units that stay; `shift`, what is added to
-    surviving parameters (in the present shapes) beforehand to make up for the loss.
+    Growing: `blocks` for the newborn entries; `start` for those that are not zero at amplitude 0, what they are there.
+    Shrinking: `keep`, the units that stay; `shift`, what is added to surviving parameters (in the present shapes) beforehand to make up for the loss.
     """
 
     status: str = "ok"
     reason: str = ""
     units: int = 0
     blocks: tuple[Block, ...] = ()
+    start: tuple[Block, ...] = ()
     keep: tuple[int, ...] | None = None
     shift: dict[str, Tensor] = field(default_factory=dict, repr=False)

@@ -4,8 +4,8 @@ Every form names nodes of `frame`, an architecture in which they exist with at l
 edits of what is there, the rewritten one for edits that add nodes. A *target* is a pre-activation of the present
 architecture, the output of an affine node, whose gradient says what is missing there.
 
-`effect` is the change a proposal makes at each target, to first order: target -> [rows, positions, units], fp64.
-It is all that the valuer needs to know of a form.
+`effect` is the change a proposal makes at each target, to first order: target -> [rows, positions, units], fp64, and
+`gradient` the part of v there that it is measured against. It is all that the valuer needs to know of a form.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from dagrow.graph import Architecture
 from dagrow.measure.features import Unsupported, call, features, flat, propagate, template, with_units
 from dagrow.measure.proposals import Proposal
+from dagrow.measure.swaps import Swap
 
 if TYPE_CHECKING:
     from dagrow.measure.evidence import Pass
@@ -28,14 +29,35 @@ def _values(proposal: Proposal) -> dict[tuple[str, int], Tensor]:
     return {(b.param, b.axis): b.values.double() for b in proposal.blocks}
 
 
+class Growing:
+    """What adds to a target is worth what it does about its bottleneck."""
+
+    grows: ClassVar[bool] = True
+    trial: ClassVar[bool] = False
+
+    def gradient(self, seen: Pass, target: str) -> Tensor:
+        """The part of v that the change is measured against: [rows, positions, units]."""
+        return seen.bottleneck(target)
+
+
+class Shrinking:
+    """What takes away from a target costs what the whole gradient says."""
+
+    grows: ClassVar[bool] = False
+    trial: ClassVar[bool] = False
+    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
+
+    def gradient(self, seen: Pass, target: str) -> Tensor:
+        return flat(seen.v[target])
+
+
 @dataclass(frozen=True)
-class Units:
+class Units(Growing):
     """New units: rows of the `writers`, through the nodes of `path`, into columns of the `readers`.
 
     `sources[w]` feeds `writers[w]`; the columns of `readers[r]` add to the target `targets[r]`.
     """
 
-    grows: ClassVar[bool] = True
     frame: Architecture = field(repr=False, compare=False)
     writers: tuple[str, ...]
     sources: tuple[str, ...]
@@ -64,10 +86,9 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Link:
+class Link(Growing):
     """A direct connection: the affine `node` maps `source` into the target."""
 
-    grows: ClassVar[bool] = True
     frame: Architecture = field(repr=False, compare=False)
     node: str
     source: str
@@ -83,11 +104,9 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Drop:
+class Drop(Shrinking):
     """Units of `axis` to remove. `columns[r]` says for each input channel of `readers[r]` which unit it carries, or -1."""
 
-    grows: ClassVar[bool] = False
-    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
     axis: str
     size: int
     readers: tuple[str, ...]
@@ -111,11 +130,9 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Shrinking):
     """A branch to remove: what `node` adds to the sum that `survivors` (affine nodes) feed too."""
 
-    grows: ClassVar[bool] = False
-    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
     node: str
     survivors: tuple[str, ...]
 
@@ -128,7 +145,7 @@ class Cut:
         return {self.node: lost}
 
 
-Form = Units | Link | Drop | Cut
+Form = Units | Link | Drop | Cut | Swap
 
 
 @dataclass(frozen=True)
@@ -149,4 +166,4 @@ class Site:
         return f"{self.edit} {self.where}"
 
 
-__all__ = ["Cut", "Drop", "Form", "Link", "Site", "Units", "Unsupported"]
+__all__ = ["Cut", "Drop", "Form", "Link", "Site", "Swap", "Units", "Unsupported"]

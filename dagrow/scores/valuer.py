@@ -21,7 +21,7 @@ from dagrow.scores import Block, Proposal
 class Gain:
     """`nats` per sample on the rows fitted, with its standard error; `held` and `z` on rows never trained on.
 
-    `amplitude` multiplies the fan-out. status: ok, unsupported or nonfinite.
+    `amplitude` multiplies the fan-out. status: ok, unsupported, nonfinite, or trial: a derivative says nothing.
     """
 
     nats: float = 0.0
@@ -34,11 +34,10 @@ class Gain:
 
 
 def slopes(seen: Pass, site: Site, proposal: Proposal) -> tuple[Tensor, Tensor]:
-    """(s, t) per row. Growing is measured against the bottleneck; shrinking against the whole gradient."""
+    """(s, t) per row: the form says what a change does, and what it is measured against."""
     s = t = torch.zeros(seen.rows, dtype=torch.float64)
     for target, change in site.form.effect(seen, proposal).items():
-        v = seen.bottleneck(target) if site.form.grows else flat(seen.v[target]).double()
-        s = s + (change * v).sum((1, 2))
+        s = s + (change * site.form.gradient(seen, target)).sum((1, 2))
         t = t + (change * flat(seen.probe[target]).double()).sum((1, 2))
     return s, t
 
@@ -74,7 +73,12 @@ def value(evidence: Evidence, site: Site, proposal: Proposal) -> Gain:
 
 
 def scaled(site: Site, proposal: Proposal, amplitude: float) -> Proposal:
-    """The proposal with its fan-out times `amplitude`."""
-    fan_out = site.form.outgoing
-    blocks = tuple(Block(b.param, b.axis, b.values * amplitude) if (b.param, b.axis) in fan_out else b for b in proposal.blocks)
+    """The proposal with its fan-out times `amplitude`, counted from where it starts."""
+    start = {(b.param, b.axis): b.values for b in proposal.start}
+
+    def at(block: Block) -> Block:
+        begin = start.get((block.param, block.axis), 0.0)
+        return replace(block, values=begin + (block.values - begin) * amplitude)
+
+    blocks = tuple(at(b) if (b.param, b.axis) in site.form.outgoing else b for b in proposal.blocks)
     return replace(proposal, blocks=blocks)

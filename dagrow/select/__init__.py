@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 from dagrow.registry import Options, Registry
@@ -24,8 +25,8 @@ Key = tuple[int, int]  # (seed, step): all that a chooser's draws may depend on
 class Candidate:
     """One priced proposal. Candidate 0 of every list is the null edit: verdict "null", gain 0.
 
-    verdict: "grow" (beats noise), "noise", "too dear" (outside the hard budget), "unsupported", "null" or "shrink"
-    (its gain is minus what it costs). `gain` and `stderr` are estimates; `params` and `macs` are changes.
+    verdict: "grow" (beats noise), "noise", "too dear" (outside the hard budget), "unsupported", "null", "shrink" (its gain
+    is minus what it costs) or "trial" (no estimate says what it gains: never taken without a trial). `gain` and `stderr` are estimates; `params` and `macs` are changes.
     """
 
     index: int
@@ -142,6 +143,17 @@ def proposable(candidates: Iterable[Candidate], verdicts: Iterable[str]) -> list
     allowed = set(verdicts)
     found = [c for c in candidates if c.verdict in allowed and c.index != 0 and math.isfinite(c.gain)]
     return sorted(found, key=lambda c: (-c.gain, c.params, c.index))
+
+
+def trial_of(candidate: Candidate, epochs: int) -> Trial:
+    """Fine-tuning for `epochs`; for an epoch at least where only a trial can tell: such a change pays once weights have followed it."""
+    return Trial(candidate.index, max(1, epochs) if candidate.verdict == "trial" else epochs)
+
+
+def proven(outcomes: Sequence[Outcome], alpha: float) -> list[Outcome]:
+    """The usable outcomes whose gain stands out from its standard error: one-sided, at `alpha` shared among all of them."""
+    bar = NormalDist().inv_cdf(1 - alpha / max(len(outcomes), 1))
+    return [o for o in outcomes if o.usable and math.isfinite(o.stderr) and o.gain > max(bar * o.stderr, 0.0)]
 
 
 def best(outcomes: Iterable[Outcome]) -> Outcome | None:

@@ -8,34 +8,41 @@ from typing import Annotated
 import pydantic
 
 from dagrow import registry
-from dagrow.select import REGISTRY, Candidate, Chooser, Done, Trial, Try, best, label, proposable
+from dagrow.select import REGISTRY, Candidate, Chooser, Done, Trial, Try, best, label, proposable, proven, trial_of
 
 
 @REGISTRY.register("greedy")
 class Greedy(Chooser):
-    """Try the best-scored candidates, take the one with the largest measured gain, or none."""
+    """Try the best-scored candidates, take the one with the largest measured gain, or none.
+
+    Of those that only a trial can tell about, a few are fine-tuned beside them, in turn from step to step.
+    """
 
     class Options(registry.Options):
-        """verify: how many trials of growth (and, where none pays, of shrinking) a step may make.
+        """verify: how many trials of growth (where none pays, of shrinking; and of what needs a trial) a step may make.
         bundle: how many candidates at different places are applied together; the bundle of the best is tried first,
         the best single ones beside it. epochs: fine-tuning in a trial; 0 searches along the line only.
-        tolerance: nats per sample that shrinking may cost.
+        tolerance: nats per sample that shrinking may cost. alpha: the level at which the gain of what needs a trial has to
+        stand out, on held-out rows and shared among those tried; score.alpha unless given.
         """
 
         verify: Annotated[int, pydantic.Field(ge=1, le=1000)] = 3
         bundle: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
         epochs: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 0
         tolerance: Annotated[float, pydantic.Field(ge=0)] = 0.0
+        alpha: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.05
 
     examples = ({}, {"bundle": 3, "verify": 2}, {"epochs": 1, "tolerance": 0.05})
 
     @staticmethod
     def ask(options, key, state, candidates, outcomes):
-        growth = _plan(options, proposable(candidates, ["grow"]))
-        tried, missing = _split(growth, outcomes)
-        if missing:
-            return Try(missing)
-        winner = best(tried)
+        grown, missing = _split(_plan(options, proposable(candidates, ["grow"])), outcomes)
+        untold = _in_turn(proposable(candidates, ["trial"]), key[1] * options.verify, options.verify)
+        told, more = _split([trial_of(c, options.epochs) for c in untold], outcomes)
+        if missing or more:
+            return Try((*missing, *more))
+        tried = [*grown, *told]
+        winner = best([*grown, *proven(told, options.alpha)])
         if winner is not None and winner.gain > 0:
             return Done(winner.trial, _note(candidates, winner, len(tried)))
         # Nothing grows. What shrinks at no cost is worth having: the most parameters saved, then the best gain.
@@ -61,6 +68,11 @@ def _plan(options, ranked: Sequence[Candidate]) -> tuple[Trial, ...]:
     # One single trial at least: a bundle may be over the budget where each of its members is not.
     singles = max(1, options.verify - len(trials))
     return (*trials, *(Trial(c.index, options.epochs) for c in ranked[:singles]))
+
+
+def _in_turn(found: Sequence[Candidate], start: int, count: int) -> list[Candidate]:
+    """`count` of them from place `start` on, round and round: nothing says which is best."""
+    return [found[(start + k) % len(found)] for k in range(min(count, len(found)))]
 
 
 def _split(trials, outcomes):

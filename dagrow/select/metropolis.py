@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from dagrow import registry, rng
-from dagrow.select import REGISTRY, Chooser, Done, Trial, Try, label, proposable
+from dagrow.select import REGISTRY, Chooser, Done, Try, label, proposable, trial_of
 
 _CAVEAT = "annealing, not sampling"
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -52,7 +52,7 @@ class Metropolis(Chooser):
     def ask(options, key, state, candidates, outcomes):
         seed, step = key
         t = temperature(options.temperature, step / max(1, state["horizon"]))
-        possible = proposable(candidates, ["grow", "shrink", "too dear"] + ["noise"] * options.explore)
+        possible = proposable(candidates, ["grow", "shrink", "trial", "too dear"] + ["noise"] * options.explore)
         by_kind = {kind: sorted(c.index for c in possible if c.edit == kind) for kind in sorted({c.edit for c in possible})}
         if not by_kind:
             return Done(None, "nothing to propose")
@@ -64,7 +64,7 @@ class Metropolis(Chooser):
             if candidate.verdict == "too dear":
                 continue
             if candidate.index not in measured:
-                return Try((Trial(candidate.index, options.epochs),))
+                return Try((trial_of(candidate, options.epochs),))
             outcome = measured[candidate.index]
             if outcome.usable and accept(outcome.gain, outcome.stderr, t, 0.0, u):
                 return Done(outcome.trial, f"{label(candidate)}: {outcome.gain:+.4g} nats accepted at T = {t:.3g} ({_CAVEAT})")

@@ -12,7 +12,7 @@ import pydantic
 
 from dagrow import registry, rng
 from dagrow.errors import RunError, UsageError
-from dagrow.select import REGISTRY, Candidate, Chooser, Done, Trial, Try, best, label, proposable
+from dagrow.select import REGISTRY, Candidate, Chooser, Done, Try, best, label, proposable, proven, trial_of
 
 STUDY = "dagrow"
 DATABASE = "optuna.db"
@@ -31,7 +31,7 @@ class OptunaTPE(Chooser):
 
     class Options(registry.Options):
         """trials: per step. epochs: fine-tuning in each. startup: trials drawn at random before TPE takes over.
-        units: the numbers of units told apart. explore: also try what did not beat noise.
+        units: the numbers of units told apart. explore: also try what did not beat noise. alpha: as for greedy.
         """
 
         trials: Annotated[int, pydantic.Field(ge=1, le=1000)] = 6
@@ -39,6 +39,7 @@ class OptunaTPE(Chooser):
         startup: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 10
         units: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1, max_length=64)] = (1, 2, 4, 8)
         explore: bool = True
+        alpha: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.05
 
     examples = ({}, {"trials": 2, "startup": 0}, {"explore": False, "units": [3]})
 
@@ -56,8 +57,9 @@ class OptunaTPE(Chooser):
         if len(outcomes) < options.trials and untried:
             records = [*state["history"], *_records(options, state, candidates, outcomes)]
             index = _propose(options, state, pools, records, tried, rng.seed_of(key[0], "optuna", key[1], len(outcomes)))
-            return Try((Trial(untried[0].index if index is None else index, options.epochs),))
-        winner = best(outcomes)
+            return Try((trial_of(candidates[untried[0].index if index is None else index], options.epochs),))
+        untold = [o for o in outcomes if candidates[o.trial.index].verdict == "trial"]
+        winner = best([o for o in outcomes if o not in untold] + proven(untold, options.alpha))
         if winner is None or winner.gain <= 0:
             return Done(None, f"none of {len(outcomes)} tried pays" if outcomes else "nothing to propose")
         return Done(winner.trial, f"{label(candidates[winner.trial.index])}: {winner.gain:+.4g} nats, the best of {len(outcomes)} tried")
@@ -104,7 +106,7 @@ def _mirror(storage, history) -> None:
 
 
 def _verdicts(options) -> list[str]:
-    return ["grow", "shrink"] + ["noise"] * options.explore
+    return ["grow", "shrink", "trial"] + ["noise"] * options.explore
 
 
 def _pools(options, state, candidates: Sequence[Candidate]) -> dict[str, dict[int | None, list[Candidate]]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic
 
 from dagrow import globs, registry
-from dagrow.select import REGISTRY, Chooser, Done, Trial, label, proposable
+from dagrow.select import REGISTRY, Chooser, Done, Trial, Try, label, proposable
 
 
 class Entry(registry.Options):
@@ -24,7 +24,8 @@ class Schedule(Chooser):
     """Make the edits the spec lists, at the steps it lists; several at one step are made together.
 
     Scores rank the candidates that an entry matches and say nothing else: one that does not beat noise is made too.
-    What is outside the budget or unsupported is not, nor is an entry that nothing matches: the note says so.
+    What is outside the budget or unsupported is not, nor is an entry that nothing matches: the note says so. What needs a
+    trial is fine-tuned for an epoch, to see that it can be made.
     """
 
     class Options(registry.Options):
@@ -41,7 +42,7 @@ class Schedule(Chooser):
 
     @staticmethod
     def ask(options, key, state, candidates, outcomes):
-        ranked = proposable(candidates, ["grow", "noise", "shrink"])
+        ranked = proposable(candidates, ["grow", "noise", "shrink", "trial"])
         chosen, notes = [], []
         for entry in options.steps:
             if entry.step != key[1]:
@@ -54,8 +55,14 @@ class Schedule(Chooser):
                 notes.append(_missing(entry, candidates))
         if not notes:
             return Done(None, "nothing is scheduled")
-        choice = Trial(chosen[0], 0, tuple(chosen) if len(chosen) > 1 else ()) if chosen else None
-        return Done(choice, "; ".join(notes))
+        if not chosen:
+            return Done(None, "; ".join(notes))
+        untold = any(candidates[k].verdict == "trial" for k in chosen)
+        choice = Trial(chosen[0], int(untold), tuple(chosen) if len(chosen) > 1 else ())
+        if untold and not outcomes:
+            return Try((choice,))
+        failed = [o.status for o in outcomes if not o.usable]
+        return Done(None if failed else choice, "; ".join([*notes, *failed]))
 
 
 def _meets(entry: Entry, candidate) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dagrow.select import REGISTRY, Candidate, Done, Outcome, Trial, Try
 
-KINDS = ("connect", "deepen", "prune", "widen")
+KINDS = ("connect", "deepen", "norm", "prune", "widen")
 PLACES = ("hidden", "body.a", "body.b", "head")
 STEPS = 4
 LIMIT = 200
@@ -25,8 +25,8 @@ numbers = st.one_of(st.floats(-0.2, 0.2), st.sampled_from([math.nan, math.inf, -
 def candidate_lists(draw):
     found = [Candidate(0, "null", "", None, 0.0, 0.0, 0.0, 0, 0, "null", "null")]
     for index in range(1, 1 + draw(st.integers(0, 7))):
-        verdict = draw(st.sampled_from(["grow", "grow", "noise", "too dear", "unsupported", "shrink"]))
-        kind = "prune" if verdict == "shrink" else draw(st.sampled_from(KINDS))
+        verdict = draw(st.sampled_from(["grow", "grow", "noise", "too dear", "unsupported", "shrink", "trial", "trial"]))
+        kind = {"shrink": "prune", "trial": "norm"}.get(verdict) or draw(st.sampled_from(KINDS))
         gain, stderr = draw(numbers), draw(st.floats(0, 0.1))
         units = draw(st.sampled_from([None, 1, 3, 4, 100]))
         params = draw(st.integers(-50, 50))
@@ -104,7 +104,9 @@ def test_only_sound_candidates_are_tried_and_chosen(name, options, scene):
         for trial in [o.trial for o in outcomes] + [choice] * (choice is not None):
             assert trial.members[0] == trial.index and len(set(trial.members)) == len(trial.members)
             for candidate in (candidates[i] for i in trial.members):
-                assert candidate.verdict in ("grow", "noise", "shrink") and math.isfinite(candidate.gain)
+                assert candidate.verdict in ("grow", "noise", "shrink", "trial") and math.isfinite(candidate.gain)
+            if any(candidates[i].verdict == "trial" for i in trial.members):
+                assert trial.epochs >= 1 and trial in [o.trial for o in outcomes], "taken without a trial"
         if choice is not None and outcomes:
             outcome = {o.trial: o for o in outcomes}[choice]
             assert outcome.status == "ok" and math.isfinite(outcome.gain)
@@ -142,3 +144,19 @@ def test_failing_trials_are_never_chosen(name, options, monkeypatch):
         for step in range(3):
             _, choice, outcomes = run_step(chooser, options, 2, step, chooser.init(options, STEPS, KINDS), candidates)
             assert choice is None or not outcomes
+
+
+@pytest.mark.parametrize("name, options", CASES)
+def test_what_needs_a_trial_is_taken_for_a_gain_that_stands_out_only(name, options, monkeypatch):
+    """Metropolis goes by temperature, a schedule by the spec; whoever takes the best takes no luck for it."""
+    chooser, options = prepared(name, options)
+    candidates = [Candidate(0, "null", "", None, 0.0, 0.0, 0.0, 0, 0, "null", "null")]
+    candidates += [Candidate(i, "norm", PLACES[i - 1], 1, 0.0, 0.0, 0.0, 5, 5, "trial", "") for i in (1, 2, 3)]
+    for gain, stands_out in ((0.10, True), (0.015, False), (-0.1, False)):
+        monkeypatch.setitem(globals(), "answer", lambda seed, step, cs, trial, g=gain: Outcome(trial, g, 0.01))
+        for step in range(3):
+            _, choice, outcomes = run_step(chooser, options, 2, step, chooser.init(options, STEPS, KINDS), candidates)
+            assert all(o.trial.epochs >= 1 for o in outcomes)
+            assert choice is None or choice in [o.trial for o in outcomes]
+            if name in ("greedy", "optuna"):
+                assert (choice is not None) == stands_out and outcomes

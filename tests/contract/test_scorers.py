@@ -11,7 +11,7 @@ from seen_networks import LOSSES, NETWORKS, evidence_for, fold_for, sites_of, we
 from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture, Node
-from dagrow.measure import Evidence, measure
+from dagrow.measure import Evidence, Units, measure
 from dagrow.propose import Limits, propose
 from dagrow.scores import REGISTRY, Proposal
 from dagrow.scores.valuer import Gain, value
@@ -175,7 +175,7 @@ def grows(name: str, seed: int, planted: float) -> bool:
     return any(s.candidate.verdict == "grow" for s in found)
 
 
-growing = pytest.mark.parametrize("name", [n for n in REGISTRY if any(f.grows for f in REGISTRY.get(n).serves)])
+growing = pytest.mark.parametrize("name", [n for n in REGISTRY if Units in REGISTRY.get(n).serves])
 
 
 @growing
