@@ -13,7 +13,7 @@ LS, the loss drop reached by line search: the lowest mean loss over all training
 forwards on a logarithmic grid from 1/1000 to 32 times the amplitude predicted and golden section around its best point; 0
 where none is lower. For regression LS is in nats with the residual variance fitted anew, as everywhere in dagrow; what is
 predicted expands the loss with the variance held, so the table's predicted/LS is against LS with the variance held (both are
-in the JSON). The candidate alone moves: what the present weights could do by themselves is in no column but "after".
+in the JSON). Only what the proposal names moves: all other weights stay, but in the columns "after".
 
 after: Spearman of the prediction with the drop after so many more training steps, against the parent trained equally;
 LS-after: that of LS itself, which no prediction of LS can be expected to better.
