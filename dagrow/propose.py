@@ -74,6 +74,10 @@ class Proposed(Sequence[Scored]):
     def valued(self) -> int:
         return len(self._head)
 
+    def headed(self, head: list[Scored]) -> Proposed:
+        """The same with other candidates before the sites that were screened out."""
+        return Proposed(head, self.tested, self._tail)
+
     def __len__(self) -> int:
         return len(self._head) + (len(self._tail.order) if self._tail else 0)
 
