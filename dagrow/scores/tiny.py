@@ -78,12 +78,12 @@ class Tiny(Scorer):
         if isinstance(form, Link):
             seen = evidence.train
             x = features(form.frame.nodes[form.node], seen.values[form.source].double()).flatten(0, 1)
-            moments = x.T @ seen.bottleneck(form.target).flatten(0, 1) / seen.rows
+            moments = x.T @ seen.bottleneck(form.target).flatten(0, 1).double() / seen.rows
         else:
             seen, sources = _seen(evidence, form)
-            x = sources.x.flatten(0, 1)
+            x = sources.x.flatten(0, 1).double()
             found = linear_moments(form, sources, seen)
-            moments = torch.cat([found[r].flatten(1) for r in form.readers], 1)
+            moments = torch.cat([found[r].flatten(1).double() for r in form.readers], 1)
         return decompose(x.T @ x / len(x), moments, self.options.rank)
 
     def _link(self, form: Link, found: Spectrum, units: int) -> Proposal:
@@ -106,7 +106,7 @@ class Tiny(Scorer):
             start += size
         shapes = {**form.frame.params, **form.frame.buffers}
         blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, units, omega, torch.float64, shapes)
-        blocks += [Block(param, 0, values) for param, values in follows.items() if param in shapes]
+        blocks += [Block(param, 0, values.double()) for param, values in follows.items() if param in shapes]
         return Proposal(_status(blocks), units=units, blocks=tuple(blocks))
 
 
