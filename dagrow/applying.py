@@ -62,6 +62,9 @@ def apply(
     moved: Moments = {slot: dict(named) for slot, named in moments.items()}
     # (param, axis) -> for each present index the one it had at the start, or -1: proposals speak of the start.
     origins: dict[tuple[str, int], list[int]] = {}
+    for part in parts:  # what gives way to new units; said of the start, before anything is resized
+        for name, shift in part.proposal.shift.items() if part.site.form.grows else ():
+            full[name] = full[name] + shift.to(full[name].dtype)
     for number, part in enumerate(parts):
         site = part.site if not number else next((s for s in part.edit.match(arch, part.options) if s.key == part.site.key), None)
         if site is None:
@@ -69,7 +72,7 @@ def apply(
         rewrite = part.edit.rewrite(arch, site, part.proposal)
         if isinstance(rewrite, Refusal):
             return rewrite
-        for name, shift in part.proposal.shift.items():
+        for name, shift in part.proposal.shift.items() if not part.site.form.grows else ():
             if name not in full or shift.shape != full[name].shape:
                 return Refusal(f"{part.site.key} makes up for its loss in units that are gone", (name,))
             full[name], empty[name] = (w[name] + shift.to(w[name].dtype) for w in (full, empty))

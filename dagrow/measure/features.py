@@ -60,6 +60,30 @@ def features(node: Node, x: Tensor) -> Tensor:
     return flat(call(module, x, eye, None))
 
 
+@lru_cache(maxsize=512)
+def _taps(op: str, attrs, shape: tuple[int, ...]) -> Tensor:
+    """Which entry of an input of `shape` each entry of the design matrix is, and the entry after the last for padding."""
+    size = math.prod(shape)
+    numbers = torch.arange(1, size + 1, dtype=torch.float64).view(1, *shape)
+    found = features(Node(op, (), attrs), numbers)[0].round().long() - 1
+    return torch.where(found < 0, size, found)
+
+
+def design(node: Node, x: Tensor, places: Tensor | None = None) -> Tensor:
+    """`features` at some positions of each row: [rows, places, fan-in]; `places` [rows, places], None for all of them."""
+    if places is None:
+        return features(node, x)
+    taps = _taps(node.op, node.attrs, tuple(x.shape[1:]))[places]
+    padded = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
+    return padded.gather(1, taps.flatten(1)).view(taps.shape)
+
+
+def at(x: Tensor, places: Tensor | None = None) -> Tensor:
+    """`flat` at some positions of each row: [rows, places, channels]."""
+    x = flat(x)
+    return x if places is None else x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
 def with_units(node: Node, shape: Sequence[int], units: int, fan_in: int | None = None) -> nn.Module:
     """The affine node's module on meta with another number of units (and, grouped, another fan-in)."""
     weight = kernel_shape(node, shape) if fan_in is None else (0, fan_in, 0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dagrow.graph import Architecture
 from dagrow.measure.features import Unsupported, call, features, flat, propagate, template, with_units
+from dagrow.measure.parents import moved, parents
 from dagrow.measure.proposals import Proposal
 from dagrow.measure.swaps import Swap
 
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 
 def _values(proposal: Proposal) -> dict[tuple[str, int], Tensor]:
     return {(b.param, b.axis): b.values.double() for b in proposal.blocks}
+
+
+def given_way(seen: Pass, targets: tuple[str, ...], proposal: Proposal) -> dict[str, Tensor]:
+    """What the proposal's shift of the targets' parents does: target -> [rows, positions, units]; of targets in one sum the first has it."""
+    change, done = {}, set()
+    for target in targets if proposal.shift else ():
+        group = parents(seen.arch, target)
+        made = moved(seen.arch, seen.values, target, proposal.shift) if group not in done else 0.0
+        done.add(group)
+        if isinstance(made, Tensor):
+            change[target] = flat(made).expand(flat(seen.values[target]).shape)
+    return change
 
 
 class Growing:
@@ -71,12 +84,13 @@ class Units(Growing):
         return frozenset((f"{r}.weight", 1) for r in self.readers)
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
-        values, born = _values(proposal), {}
+        dtype = seen.values[self.sources[0]].dtype
+        values, born = {k: v.to(dtype) for k, v in _values(proposal).items()}, {}
         for w, source in zip(self.writers, self.sources, strict=True):
-            x, rows = seen.values[source].double(), values[f"{w}.weight", 0]
+            x, rows = seen.values[source], values[f"{w}.weight", 0]
             module = with_units(self.frame.nodes[w], x.shape[1:], len(rows))
             born[w] = call(module, x, rows, values.get((f"{w}.bias", 0)))
-        change: dict[str, Tensor] = {}
+        change = given_way(seen, self.targets, proposal)
         arrived = propagate(self.frame, self, born)
         for r, target in zip(self.readers, self.targets, strict=True):
             module = template(self.frame.nodes[r], arrived[r].shape[1:])
@@ -99,8 +113,9 @@ class Link(Growing):
         return frozenset({(f"{self.node}.weight", 0)})
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
-        x = features(self.frame.nodes[self.node], seen.values[self.source].double())
-        return {self.target: x @ _values(proposal)[f"{self.node}.weight", 0].flatten(1).T}
+        x, node = seen.values[self.source], self.frame.nodes[self.node]
+        made = flat(call(template(node, x.shape[1:]), x, _values(proposal)[f"{self.node}.weight", 0].to(x.dtype), None))
+        return {self.target: made + given_way(seen, (self.target,), proposal).get(self.target, 0.0)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dagrow.measure import Pass, Units
 from dagrow.rng import stream
-from dagrow.scores.units import Sources, aims, head, power, reader_view, scale_of, sources_of
+from dagrow.scores.aims import aims, power
+from dagrow.scores.units import Sources, head, reader_view, scale_of, sources_of
 
 # The search looks at its design matrix a hundred times: it gets fewer rows than the refit.
 SEARCH_VALUES = 4e5
@@ -49,11 +50,10 @@ def even_directions(form: Units, sources: Sources, seen: Pass, whiten: Tensor, c
 
 def best_units(form: Units, sources: Sources, seen: Pass, alpha: Tensor, units: int) -> Tensor:
     """The `units` rows of `alpha` that together gain most, by matching pursuit on their real activations."""
-    alpha = alpha / scale_of(form, sources, alpha)
-    view = reader_view(form, sources.born(form, alpha))
-    # [candidates, rows * positions, kernel] for each reader
-    columns = [view[r].unflatten(2, (len(alpha), -1)).flatten(0, 1).transpose(0, 1) for r in form.readers]
-    left, chosen = aims(form, seen), []
+    alpha = alpha / scale_of(sources, alpha)
+    view, left, chosen = reader_view(form, sources.born(form, alpha), seen=seen), aims(form, seen), []
+    # [candidates, cells, kernel] for each reader
+    columns = [aim.free(view[r].flatten(0, 1).double()).unflatten(1, (len(alpha), -1)).transpose(0, 1) for r, aim in zip(form.readers, left, strict=True)]
     halves = [aim.whitened(h) for aim, h in zip(left, columns, strict=True)]
     for _ in range(min(units, len(alpha))):
         gains = sum(aim.gains(*half) for aim, half in zip(left, halves, strict=True))
@@ -73,13 +73,15 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
     basis = torch.linalg.pinv(whiten)
     a = torch.nn.functional.normalize(alpha @ basis, dim=1).requires_grad_()
     split, rows = 2 * seen.rows // 3, seen.rows
-    climb, judge = ([aim.rows_of(*span) for aim in aims(form, seen)] for span in ((0, split), (split, rows)))
+    whole = aims(form, seen)
+    climb, judge = ([aim.rows_of(*span) for aim in whole] for span in ((0, split), (split, rows)))
     optimizer = torch.optim.Adam([a], lr=0.02)
     best, best_gain = a.detach().clone(), -torch.inf
     for step in range(steps + 1):
         with torch.enable_grad():
             born = sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten)
-            views = [h.flatten(0, 1) for h in reader_view(form, born).values()]
+            view = reader_view(form, born, seen=seen)
+            views = [aim.free(view[r].flatten(0, 1).double()) for r, aim in zip(form.readers, whole, strict=True)]
             cut = [len(h) // rows * split for h in views]
             gain = sum(aim.gains(*aim.whitened(h[:k])) for aim, h, k in zip(climb, views, cut, strict=True))
         if step % 5 == 0 or step == steps:

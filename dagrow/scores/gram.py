@@ -12,7 +12,8 @@ from dagrow.measure import Cut, Drop, Evidence, Pass, Site, features, flat
 from dagrow.measure.features import grouped
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Proposal, Scorer
-from dagrow.scores.units import Unsupported, power
+from dagrow.scores.aims import power
+from dagrow.scores.units import Unsupported
 
 
 @REGISTRY.register("gram")

@@ -30,7 +30,7 @@ class Random(Scorer):
             seen = head(evidence.train, form)
             sources = sources_of(seen, form)
             alpha = torch.randn(units, sources.x.shape[2], generator=generator, dtype=torch.float64)
-            alpha = alpha / scale_of(form, sources, alpha)
+            alpha = alpha / scale_of(sources, alpha)
             follows: dict[str, torch.Tensor] = {}
             view = reader_view(form, sources.born(form, alpha), follows, fit=True)
         except Unsupported as error:

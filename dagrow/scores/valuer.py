@@ -37,8 +37,8 @@ def slopes(seen: Pass, site: Site, proposal: Proposal) -> tuple[Tensor, Tensor]:
     """(s, t) per row: the form says what a change does, and what it is measured against."""
     s = t = torch.zeros(seen.rows, dtype=torch.float64)
     for target, change in site.form.effect(seen, proposal).items():
-        s = s + (change * site.form.gradient(seen, target)).sum((1, 2))
-        t = t + (change * flat(seen.probe[target]).double()).sum((1, 2))
+        s = s + (change * site.form.gradient(seen, target)).sum((1, 2), dtype=torch.float64)
+        t = t + (change * flat(seen.probe[target])).sum((1, 2), dtype=torch.float64)
     return s, t
 
 
@@ -73,7 +73,7 @@ def value(evidence: Evidence, site: Site, proposal: Proposal) -> Gain:
 
 
 def scaled(site: Site, proposal: Proposal, amplitude: float) -> Proposal:
-    """The proposal with its fan-out times `amplitude`, counted from where it starts."""
+    """The proposal with its fan-out, counted from where it starts, and what gives way to it times `amplitude`."""
     start = {(b.param, b.axis): b.values for b in proposal.start}
 
     def at(block: Block) -> Block:
@@ -81,4 +81,5 @@ def scaled(site: Site, proposal: Proposal, amplitude: float) -> Proposal:
         return replace(block, values=begin + (block.values - begin) * amplitude)
 
     blocks = tuple(at(b) if (b.param, b.axis) in site.form.outgoing else b for b in proposal.blocks)
-    return replace(proposal, blocks=blocks)
+    shift = {n: change * amplitude for n, change in proposal.shift.items()} if site.form.grows else proposal.shift
+    return replace(proposal, blocks=blocks, shift=shift)

@@ -1,0 +1,110 @@
+"""What a target's own parents can do: the span of their features, and the step of their weights that makes a function in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dagrow.graph import Architecture
+from dagrow.measure.features import call, design, grouped, template
+
+RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
+
+
+def affine_nodes(arch: Architecture) -> tuple[str, ...]:
+    return tuple(n for n in arch.order if arch.nodes[n].rule.role == "affine")
+
+
+def parents(arch: Architecture, target: str) -> tuple[str, ...]:
+    """The affine nodes whose outputs do to the network what `target`'s does: all that only ever meet it in one sum.
+
+    In the order the nodes were given: what edits add comes last, whatever it reads.
+    """
+    return arch.meeting[target]
+
+
+def _end(arch: Architecture, name: str) -> str:
+    """Where a change of `name` goes whole and alone: the last of the sums that are its only reader, one after another."""
+    while name not in arch.outputs and len(arch.consumers[name]) == 1 and arch.nodes[arch.consumers[name][0]].rule.role == "sum":
+        name = arch.consumers[name][0]
+    return name
+
+
+@dataclass(frozen=True)
+class Span:
+    """`basis` [cells, rank]: orthonormal columns that span the parents' features and a constant; cells are the rows' places.
+
+    `back` [columns, rank] makes the basis of the design matrix of `nodes`, whose last column is the constant's.
+    """
+
+    nodes: tuple[str, ...]
+    basis: Tensor
+    back: Tensor
+
+    def free(self, h: Tensor) -> Tensor:
+        """Columns `h` [cells, columns] less what the parents can make of them."""
+        return h - self.basis @ (self.basis.T @ h)
+
+    def solve(self, h: Tensor) -> Tensor:
+        """The parents' weights that come nearest to `h`: [columns of the design matrix, columns of h]."""
+        return self.back @ (self.basis.T @ h)
+
+    def as_weights(self, arch: Architecture, target: str, solved: Tensor) -> dict[str, Tensor]:
+        """`solved` [columns of the design matrix, target units] as values of the parents' parameters.
+
+        The constant goes to the first bias there is; without one, to the mean of the norm that alone reads the target.
+        """
+        made, start = {}, 0
+        for n in self.nodes:
+            shape = arch.params[f"{n}.weight"]
+            width = math.prod(shape[1:])
+            made[f"{n}.weight"] = solved[start : start + width].T.reshape(shape)
+            start += width
+        holder = next((f"{n}.bias" for n in parents(arch, target) if f"{n}.bias" in arch.params), None)
+        readers = arch.consumers[_end(arch, target)]
+        if holder is not None:
+            made[holder] = solved[-1]
+        elif len(readers) == 1 and arch.nodes[readers[0]].rule.role == "norm":
+            made[f"{readers[0]}.running_mean"] = -solved[-1]
+        return made
+
+
+def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, places: Tensor | None) -> Span:
+    # What a grouped convolution could still do differs from unit to unit: it is left in.
+    whole = tuple(p for p in parents(arch, target) if not grouped(arch.nodes[p]))
+    parts = [design(arch.nodes[p], values[arch.nodes[p].inputs[0]], places).flatten(0, 1).double() for p in whole]
+    cells = len(parts[0]) if parts else (values[target].flatten(2).shape[2] if values[target].dim() > 2 else 1) * len(values[target])
+    if not parts and places is not None:
+        cells = places.numel()
+    x = torch.cat([*parts, torch.ones(cells, 1, dtype=torch.float64)], 1)
+    # Columns of one length first: a feature of tiny scale is as good a parent as any.
+    norms = x.norm(dim=0)
+    scale = torch.where(norms > 1e-150, 1 / norms, 0.0)
+    x = x * scale
+    values_, vectors = torch.linalg.eigh(x.T @ x)
+    keep = values_ > RANK * values_[-1]
+    back = vectors[:, keep] / values_[keep].sqrt()
+    return Span(whole, x @ back, back * scale.unsqueeze(1))
+
+
+def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights: Mapping[str, Tensor]) -> Tensor | float:
+    """What the target's sum gains when its parents' parameters gain `weights`: [rows, units, *positions], or 0."""
+    total: Tensor | float = 0.0
+    for n in parents(arch, target):
+        x = values[arch.nodes[n].inputs[0]]
+        if f"{n}.weight" in weights:
+            total = total + call(template(arch.nodes[n], x.shape[1:]), x, weights[f"{n}.weight"].to(x.dtype), None)
+        if f"{n}.bias" in weights:
+            total = total + _broad(weights[f"{n}.bias"].to(x.dtype), values[n])
+    for n in arch.consumers[_end(arch, target)]:
+        if f"{n}.running_mean" in weights:
+            total = total - _broad(weights[f"{n}.running_mean"].to(values[target].dtype), values[target])
+    return total
+
+
+def _broad(constant: Tensor, like: Tensor) -> Tensor:
+    return constant.view(1, -1, *[1] * (like.dim() - 2))

@@ -1,0 +1,125 @@
+"""What new columns into a target should explain, and the Newton step that makes them explain it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dagrow.measure import Pass, Units
+from dagrow.measure.features import at
+from dagrow.measure.parents import Span
+
+
+def power(matrix: Tensor, exponent: float, ridge: float) -> Tensor:
+    """(matrix + ridge * its largest eigenvalue) ** exponent, symmetric; zero where the matrix is zero."""
+    values, vectors = torch.linalg.eigh(matrix)
+    top = values[-1].clamp(min=0)
+    if not torch.isfinite(top) or top <= 0:
+        return torch.zeros_like(matrix)
+    return (vectors * (values.clamp(min=0) + ridge * top) ** exponent) @ vectors.T
+
+
+@dataclass
+class Aim:
+    """What new columns into one target should explain: `v` = E^-1/2 v-perp, [cells, target units]; cells are the rows' places.
+
+    `weight` [cells] is where the curvature lies (its mean over rows is 1): features and curvature are far from independent in a
+    trained network, whose curvature lives on the few rows it is unsure of. `span` is what the target's parents can make: only
+    what is left of a column counts (`free`).
+    """
+
+    v: Tensor
+    weight: Tensor
+    metric: Tensor
+    rows: int
+    span: Span | None = None
+
+    def free(self, h: Tensor) -> Tensor:
+        """Columns [cells, columns] less what the parents can make of them."""
+        return h if self.span is None else self.span.free(h)
+
+    def gram(self, h: Tensor) -> Tensor:
+        """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns].
+
+        The damping goes by the features alone: those active only on rows without curvature promise nothing, not everything.
+        """
+        scale = h.square().sum(-2).mean(-1) / len(self.v)
+        return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows, scale)
+
+    def whitened(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns `h` [..., cells, columns] in the metric of their Gram matrix, transposed, and their energy per cell."""
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(self.gram(h)), h.transpose(-1, -2), upper=False)
+        return half, half.square().sum(-2)
+
+    def gains(self, half: Tensor, energy: Tensor) -> Tensor:
+        """Nats gained by whitened columns with their fan-out solved for, less what chance gives.
+
+        Chance is the part of the squared slope that every row makes with itself: a unit that is active on a few lucky
+        rows has nothing else.
+        """
+        slope = half @ self.v / self.rows
+        chance = (energy * self.v.square().sum(1)).sum(-1) / self.rows**2
+        return (slope.square().sum((-1, -2)) - chance) / 2
+
+    def rows_of(self, first: int, last: int) -> Aim:
+        """The aim on some of the rows; columns must be freed before."""
+        each = len(self.v) // self.rows
+        part = slice(first * each, last * each)
+        return replace(self, v=self.v[part], weight=self.weight[part], rows=last - first, span=None)
+
+    def step(self, h: Tensor) -> Tensor:
+        """The Newton step of columns `h` in the fan-out, in the metric of `v`: [columns, target units]."""
+        return torch.linalg.solve(self.gram(h), h.T @ self.v / self.rows)
+
+    def gain_of(self, h: Tensor, step: Tensor) -> Tensor:
+        """Nats gained on these rows by a step found on others."""
+        moved = h @ step
+        return ((moved * self.v).sum() - (moved.square().sum(1) * self.weight).sum() / 2) / self.rows
+
+    def less(self, h: Tensor) -> Aim:
+        """The aim that is left once the columns `h` [cells, columns] have taken their step."""
+        return replace(self, v=self.v - (h * self.weight.unsqueeze(1)) @ self.step(h))
+
+
+def damped(matrix: Tensor, scale: Tensor, ridge: float = 1e-2) -> Tensor:
+    """matrix + ridge * scale on its diagonal."""
+    scale = scale.clamp(min=1e-30)
+    return matrix + (ridge * scale)[..., None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+
+
+def aim_at(seen: Pass, target: str) -> Aim:
+    """The aim of one target, on the places that its solves look at; made once for a pass."""
+    if ("aim", target) not in seen.memo:
+        places = seen.places(target)
+        metric = power(seen.curvature(target), -0.5, 1e-2)
+        probe = at(seen.probe[target], places).double().flatten(0, 1) @ metric
+        weight = probe.square().sum(1) / probe.shape[1]
+        weight = weight * seen.rows / weight.sum().clamp(min=1e-300)
+        left = seen.bottleneck(target)
+        share = 1.0
+        if places is not None:  # sums over positions, from some of them
+            share = left.shape[1] / places.shape[1]
+            left = left.gather(1, places.unsqueeze(2).expand(-1, -1, left.shape[2]))
+        seen.memo["aim", target] = Aim(left.double().flatten(0, 1) @ metric * share, weight, metric, seen.rows, seen.span(target))
+    return seen.memo["aim", target]
+
+
+def aims(form: Units, seen: Pass) -> list[Aim]:
+    """One per reader, in their order."""
+    return [aim_at(seen, target) for target in form.targets]
+
+
+def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Fan-out fitted to the real activations: reader -> [target units, units * kernel]; and how the targets' parents give way.
+
+    A damped Newton step in the new columns; the curvature of a column is that of the target on the rows it is active on.
+    """
+    fitted, shift = {}, {}
+    for r, target, aim in zip(form.readers, form.targets, aims(form, seen), strict=True):
+        h = view[r].flatten(0, 1).double()
+        fitted[r] = aim.metric @ aim.step(aim.free(h)).T
+        for name, change in aim.span.as_weights(seen.arch, target, -aim.span.solve(h) @ fitted[r].T).items():
+            shift[name] = shift[name] + change if name in shift else change
+    return fitted, shift
