@@ -108,7 +108,7 @@ class Gathering:
 
 def _first(t: Tensor, rows: int) -> Tensor:
     """The first rows, without the others behind them."""
-    return t.detach() if rows == len(t) else t.detach()[:rows].clone()
+    return t.detach() if rows == t.shape[0] else t.detach()[:rows].clone()
 
 
 def _joined(parts: list[Tensor | None], scales: list[float], steps: list[_Seen], like: Tensor) -> Tensor:
