@@ -24,7 +24,7 @@ class EditOptions(Options):
     where: str = "**"
 
     def covers(self, *names: str) -> bool:
-        return any(matches(self.where, name) for name in names)
+        return self.where == "**" or any(matches(self.where, name) for name in names)
 
 
 class Edit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pydantic
@@ -12,6 +13,7 @@ from dagrow.measure import Evidence, Link, Pass, Site, Units, features
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
 from dagrow.scores.exact import best_units, exact_units
+from dagrow.scores.screen import screen
 from dagrow.scores.units import Sources, Unsupported, head, linear_moments, power, proposal_of, sources_of
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
@@ -44,6 +46,9 @@ class Natural(Scorer):
         ridge: float = pydantic.Field(1e-2, gt=0, le=1, description="ridge of S, relative to its largest eigenvalue")
         starts: int = pydantic.Field(32, ge=0, le=4096, description="random starts of the exact search")
         steps: int = pydantic.Field(40, ge=0, le=10_000, description="gradient steps of the exact search")
+
+    def screen(self, evidence: Evidence, sites: Sequence[Site]) -> Sequence[float]:
+        return screen(evidence, sites, self.options.ridge)
 
     def propose(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         try:
