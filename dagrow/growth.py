@@ -17,7 +17,8 @@ from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
 from dagrow.measure import Pass, measure
 from dagrow.measure.evidence import subsample
-from dagrow.propose import Scored, propose
+from dagrow.propose import Proposed, Scored
+from dagrow.racing import Raced, race
 from dagrow.select import Done, Trial
 from dagrow.standing import Network, Plan, State, load_network
 from dagrow.store import Event, Run
@@ -167,17 +168,24 @@ class Search:
             self._seen = self._place(), gathered_again(self.plan, self.run, self.state, self.folds["train"])
         return self._seen[1]
 
-    def candidates(self, price_first: bool = True) -> list[Scored]:
+    def candidates(self, price_first: bool = True) -> Proposed:
         """The present network's candidate edits, the null edit first."""
+        return self.raced(price_first).scored
+
+    def raced(self, price_first: bool = True, tried: int = 0) -> Raced:
+        """The candidates, and how many rows it took to tell them apart: enough to know the best `tried`, or as many as the chooser tries."""
         state, network, score = self.state, self.network, self.spec.score
         path = ("decide", state.step, len(state.banned))
         evidence = measure(
             network.arch, network.weights, self.plan.data.train, self.plan.data.val, self.plan.recipe.loss, rows=score.rows, seed=self.seed, path=path,
             seen=self.gathered(),
         )
-        return propose(
+        chooser, options = self.plan.chooser
+        looked_at = chooser.looks(options) if score.race else None
+        contenders, taken = (None, 1) if looked_at is None else looked_at
+        return race(
             evidence, self.plan.edits, self.plan.scorer, self.plan.limits, alpha=score.alpha, key=(self.seed, *path),
-            price_first=price_first, banned=frozenset(state.banned),
+            price_first=price_first, banned=frozenset(state.banned), contenders=contenders and max(contenders, tried), taken=taken,
         )
 
     def bench(self, scored: list[Scored]) -> Bench:

@@ -121,6 +121,11 @@ class Chooser:
         return {}
 
     @staticmethod
+    def looks(options) -> tuple[int, int] | None:
+        """(how many places are tried, best estimates first, how many of them may be taken at once); None: it may be any."""
+        return None
+
+    @staticmethod
     def ask(options, key: Key, state, candidates: Sequence[Candidate], outcomes: Sequence[Outcome]) -> Try | Done:
         """What to try next, or the choice, given the `outcomes` of this step's trials so far.
 

@@ -35,6 +35,10 @@ class Greedy(Chooser):
     examples = ({}, {"bundle": 3, "verify": 2}, {"epochs": 1, "tolerance": 0.05})
 
     @staticmethod
+    def looks(options):
+        return max(options.verify, options.bundle), options.bundle
+
+    @staticmethod
     def ask(options, key, state, candidates, outcomes):
         grown, missing = _split(_plan(options, proposable(candidates, ["grow"])), outcomes)
         untold = _in_turn(proposable(candidates, ["trial"]), key[1] * options.verify, options.verify)

@@ -106,7 +106,7 @@ class ScoreSpec(Options):
     """How new units are pointed, how many candidates are verified by real forwards, on how many rows, at which level.
 
     when: the rows are gathered from the last `window` steps of training before a decision (None: as few as hold them), or
-    given a pass of their own.
+    given a pass of their own. race: sites are scored on some of the rows first, and dropped where that is enough to tell.
     """
 
     by: _named("name") = Named(name="natural")
@@ -115,6 +115,7 @@ class ScoreSpec(Options):
     window: _whole(1, 2**24) | None = None
     rows: _whole(2, 2**24) = 1024
     alpha: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
+    race: bool = True
 
 
 class Budget(Options):
