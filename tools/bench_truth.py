@@ -10,7 +10,7 @@ connect, each with the candidate of every scorer (grow); every unit that prune c
 networks have no branches, every branch that could be removed once they were given three (remove). Rows as in truth_sites.py.
 
 LS, the loss drop reached by line search: the lowest mean loss over all training rows along the candidate's amplitude, by
-forwards on a logarithmic grid from 1/1000 to 32 times the amplitude predicted and golden section around its best point; 0
+forwards on a logarithmic grid from 1/1000 to 256 times the amplitude predicted and golden section around its best point; 0
 where none is lower. For regression LS is in nats with the residual variance fitted anew, as everywhere in dagrow; what is
 predicted expands the loss with the variance held, so the table's predicted/LS is against LS with the variance held (both are
 in the JSON). Only what the proposal names moves: all other weights stay, but in the columns "after".

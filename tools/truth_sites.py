@@ -26,7 +26,7 @@ from dagrow.trials import AMPLITUDES
 
 UNITS = 2
 # Of the amplitude a scorer predicts, which is wrong by as much as its curvature is.
-GRID = tuple(1e-3 * 32e3 ** (k / 22) for k in range(23))
+GRID = tuple(1e-3 * 256e3 ** (k / 26) for k in range(27))
 GOLDEN = (math.sqrt(5) - 1) / 2
 REFINED = 8  # steps of golden section: the amplitude to about 1%
 BRANCHES, SETTLED = 3, 150  # what remove is tried on: the network with so many branches more, trained for so many steps
