@@ -18,7 +18,7 @@ from dagrow.measure.sites import Site
 from dagrow.propose import Limits, propose
 from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores import serving
-from dagrow.scores.valuer import scaled, slopes, value
+from dagrow.scores.valuer import quadratic, scaled, slopes, value
 from dagrow.select import Trial
 from dagrow.standing import Network
 
@@ -124,7 +124,7 @@ def test_where_the_loss_is_quadratic_the_gain_is_what_real_forwards_find():
     evidence = measure(BARE, weights, fold, fold, LOSSES["regression"], rows=10**6, seed=0, path=())
     site = only(Bend, BARE)
     proposal = proposed_at(evidence, site, EXACT)
-    gain = value(evidence, site, proposal)
+    gain = quadratic(evidence, site, proposal)
     residual = fold.y - run(BARE, weights, fold.x)
     variance = float(residual.square().mean())
     curve = torch.tanh(fold.x)
@@ -199,7 +199,7 @@ def test_gradients_are_known_at_an_output_of_any_kind():
         close(evidence.train.v["end"], LOSSES["classification"].cotangent(run(arch, evidence.weights, fold.x), fold.y), 1e-12)
         site = only(Mix, arch)
         assert site.form.place(evidence.train) == {"relu": "end", "add": "y"}[op]
-        assert proposed_at(evidence, site).status == "ok" and value(evidence, site, proposed_at(evidence, site)).nats > 0
+        assert proposed_at(evidence, site).status == "ok" and quadratic(evidence, site, proposed_at(evidence, site)).nats > 0
 
 
 def test_many_new_parameters_go_along_the_gradient():
