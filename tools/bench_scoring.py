@@ -7,7 +7,8 @@
 p1: a decision (measuring, scoring, pricing: all but trials) on two conv nets, from all training rows and from a quarter.
     per_batch: its time for a batch of the rows it looked at (training and held-out), in training steps; per_epoch: its time
     in epochs over all training rows. rows: what it did look at, which may be fewer than asked for.
-    Where the spec has score.when, also a whole run that gathers in training: percent of the run that scoring takes.
+    Also whole runs that gather rows while training (score.when): percent of the run that gathering takes, and that with measuring
+    held-out rows, scoring and pricing.
 p2: the same for MLPs of 1, 2, 4 and 8 hidden layers of 16 units, in training steps of batch 128, from 1,347 rows in all
     (1,144 training, 203 held out): widening alone, and all kinds of edit.
 p6: a whole search divided by its own epochs on its own architectures without the rest; shares of CPU time by stage.
@@ -44,7 +45,6 @@ from scoring_cases import Case
 from scoring_search import whole
 
 from dagrow.measure import measure
-from dagrow.spec.fields import ScoreSpec
 
 TABLES = ("p1", "p2", "p6", "p7")
 DEPTHS = (1, 2, 4, 8)
@@ -100,18 +100,16 @@ class Bench:
             with self.rows_of(case) as data:
                 for kind in ("restricted", "full"):
                     yield from self.peer({"bench": "decision", "kind": kind, "epochs": 1}, case, data, bench="p1", part="all")
-            if "when" in ScoreSpec.model_fields:
-                yield self.gathered(case)
-        if "when" not in ScoreSpec.model_fields:
-            print("score.when is not there: gathering in training is left out", file=sys.stderr)
+            yield self.gathered(case)
 
     def gathered(self, case: Case) -> dict:
-        """A whole run with score.when: training; what scoring takes of it is what is not its plain epochs, trials or the journal."""
-        sets = ("score.when=training", "budget.time=null", "export=[]")
-        row = whole(f"{case.name}, gathered in training", case.plan.spec.to_dict(), 1 if self.options.quick else self.rounds, sets, case.plan.spec.folder)
+        """A whole run that gathers in training; what gathering, measuring and proposing take of it."""
+        sets, rounds = ("score.when=training", "budget.time=null", "export=[]"), 1 if self.options.quick else self.rounds
+        row = whole(case.name, case.plan.spec.to_dict(), rounds, sets, case.plan.spec.folder)
         shares = row["shares"]
-        scoring = sum(shares[stage] for stage in ("gathering", "measuring", "proposing") if stage in shares)
-        return {**row, "bench": "p1", "part": "gathered in training", "network": case.name, "side": "dagrow", "percent_of_run": 100 * scoring}
+        scoring = 100 * sum(shares[stage] for stage in ("gathering", "measuring", "proposing"))
+        gathering = {"part": "gathered in training", "percent_of_run": scoring, "percent_gathering": 100 * shares["gathering"]}
+        return {**row, "bench": "p1", "network": case.name, "side": "dagrow", **gathering}
 
     def p2(self) -> Iterator[dict]:
         for depth in DEPTHS[:2] if self.options.quick else DEPTHS:
@@ -231,7 +229,8 @@ def line(row: dict) -> str:
         )
         return f"{head} {row['work']} {row.get('kind', '')}: {shown}"
     if "percent_of_run" in row:
-        return f"{head}: gathered in training, {row['percent_of_run']:.1f}% of a run of {sum(row['stretches'])} epochs, {row['decisions']} decisions"
+        gathering = f"{row['percent_gathering']:.1f}% gathering, {row['percent_of_run']:.1f}% with solving"
+        return f"{head}: gathered in training, {gathering}, of a run of {sum(row['stretches'])} epochs with {row['decisions']} decisions"
     if row["bench"] == "p6":
         shares = row.get("shares", {"deciding": row.get("deciding")})
         return f"{head}: {row['ratio']:.2f} [{row['lowest']:.2f}, {row['highest']:.2f}]  " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items())

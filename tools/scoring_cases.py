@@ -47,10 +47,8 @@ class Case:
     def looking_at(self, rows: int, edits: tuple = ()) -> Search:
         """The search that would decide now, from `rows` training rows (and, where given, by other edits)."""
         plain = self.plan.spec.to_dict()
-        plain["score"]["rows"] = max(2, rows)
+        plain["score"] |= {"rows": max(2, rows), "when": "own_pass"}
         plain["edits"] = list(edits) or plain["edits"]
-        if "when" in plain["score"]:
-            plain["score"]["when"] = "own_pass"
         spec = dagrow.spec.load(plain, folder=self.plan.spec.folder)
         plan = make_plan(check(spec))
         return Search.standing(plan, self.network)
