@@ -19,6 +19,7 @@ from dagrow.measure import Evidence, Gathering, Link, Pass, Site, Units, feature
 from dagrow.measure.evidence import observe
 from dagrow.planning import make_plan
 from dagrow.propose import Limits, Scored, propose, sites
+from dagrow.racing import race
 from dagrow.rng import stream
 from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores import Proposal, Scorer, serving
@@ -28,11 +29,6 @@ from dagrow.select import Trial
 from dagrow.spec.fields import ScoreSpec
 from dagrow.train import outputs, steps_per_epoch
 from dagrow.trials import Bench
-
-try:
-    from dagrow.racing import race
-except ImportError:  # not there yet
-    race = None
 
 NAMES = ("widen", "deepen", "connect")
 SAMPLES = (64, 128, 256, 512)
@@ -191,8 +187,6 @@ class Freedom:
 
 def raced(net: str, stage: str, seed: int) -> Iterator[dict]:
     """The race against all rows: rows used, and what its choice is worth beside theirs."""
-    if race is None:
-        return
     at = truth_nets.trained(net, seed, truth_nets.STAGES[stage])
     evidence = evidence_of(at)
     whole = [s for s in decided(evidence, seed) if s.candidate.verdict == "grow"]
