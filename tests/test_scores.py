@@ -17,7 +17,7 @@ from dagrow.scores import REGISTRY, Proposal, serving
 from dagrow.scores.natural import Natural
 from dagrow.scores.aims import Aim, power
 from dagrow.scores.units import linear_moments, reader_view, sources_of, unit_order
-from dagrow.scores.valuer import scaled, slopes, value
+from dagrow.scores.valuer import quadratic, scaled, slopes, value
 
 GROWING = ("widen", "deepen", "connect")
 each_network = pytest.mark.parametrize("name", list(NETWORKS))
@@ -78,7 +78,7 @@ def test_finite_differences_along_a_proposal(name):
 @each_network
 def test_the_value_is_the_formula_sample_by_sample(name):
     for evidence, _, _, site, proposal in proposals(name, "classification", "natural", units=1):
-        gain = value(evidence, site, proposal)
+        gain = quadratic(evidence, site, proposal)
         for seen, mine in ((evidence.train, "train"), (evidence.held, "held")):
             s, t = [0.0] * seen.rows, [0.0] * seen.rows
             for target, change in site.form.effect(seen, proposal).items():
@@ -121,7 +121,7 @@ def test_the_predicted_gain_is_the_real_one_where_the_loss_is_quadratic(kind):
         if "y" not in (getattr(site.form, "target", None), *getattr(site.form, "targets", ())):
             continue
         proposal = Natural(Natural.Options()).propose(evidence, site, 2, (0,))
-        gain = value(evidence, site, proposal)
+        gain = quadratic(evidence, site, proposal)
         grown = made(arch, weights, edit, options, site, scaled(site, proposal, gain.amplitude))
         for a in (1.0, 0.3, 1.7):
             drop = nats(arch, weights, fold, "regression", variance) - nats(grown.arch, grown.weights(a), fold, "regression", variance)
@@ -263,7 +263,7 @@ def test_moments_do_not_depend_on_the_order_of_rows():
             for r in one:
                 close(one[r], two[r], 1e-9)
         proposal = scorer("random").propose(evidence, site, 1, (0,))
-        close(value(evidence, site, proposal).nats, value(other, site, proposal).nats, 1e-9)
+        close(quadratic(evidence, site, proposal).nats, quadratic(other, site, proposal).nats, 1e-9)
 
 
 def test_a_unit_seen_only_where_there_is_no_curvature_promises_nothing():
@@ -359,7 +359,7 @@ def test_fewer_units_are_the_best_of_more():
     arch = NETWORKS["mlp"]
     evidence = evidence_for(arch, rows=200)
     for _, _, site in sites_of(arch, "widen", units=(1, 2, 4)):
-        gains = [value(evidence, site, Natural(Natural.Options()).propose(evidence, site, u, (0,))).nats for u in (1, 2, 4)]
+        gains = [quadratic(evidence, site, Natural(Natural.Options()).propose(evidence, site, u, (0,))).nats for u in (1, 2, 4)]
         assert gains[0] <= gains[1] * 1.05 and gains[1] <= gains[2] * 1.05 and gains[0] > 0
 
 
@@ -399,10 +399,10 @@ def test_the_predicted_cost_of_a_unit_is_the_real_one_where_the_loss_is_quadrati
         proposal = scorer("gram").propose(evidence, site, units, (0,))
         shrunk = made(arch, weights, edit, options, site, proposal)
         drop = nats(arch, weights, fold, "regression", variance) - nats(shrunk.arch, shrunk.full, fold, "regression", variance)
-        assert value(evidence, site, proposal).nats == pytest.approx(drop, rel=1e-9)
+        assert quadratic(evidence, site, proposal).nats == pytest.approx(drop, rel=1e-9)
         assert shrunk.arch.axes["h"].size == 5 - units
     # And the unit taken is the cheapest of all.
-    best = value(evidence, site, scorer("gram").propose(evidence, site, 1, (0,))).nats
+    best = quadratic(evidence, site, scorer("gram").propose(evidence, site, 1, (0,))).nats
     for unit in range(5):
         assert best >= _drop(evidence, site, [unit]) - 1e-4
 
@@ -410,7 +410,7 @@ def test_the_predicted_cost_of_a_unit_is_the_real_one_where_the_loss_is_quadrati
 def _drop(evidence, site, goes) -> float:
     """The value of removing these units, survivors solved for by least squares."""
     proposal = _least_squares(evidence, site, goes)
-    return value(evidence, site, proposal).nats
+    return quadratic(evidence, site, proposal).nats
 
 
 def _least_squares(evidence, site, goes) -> Proposal:

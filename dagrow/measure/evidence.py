@@ -47,7 +47,10 @@ def materialise(arch: Architecture, weights: Mapping[str, Tensor]) -> dict[str, 
 
 @dataclass
 class Pass:
-    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node, and at the output."""
+    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node, and at the output.
+
+    With the targets `y`, the loss and its inverse temperature `beta` changes can be carried on to the loss (onward).
+    """
 
     arch: Architecture
     weights: Mapping[str, Tensor]
@@ -56,6 +59,16 @@ class Pass:
     probe: dict[str, Tensor]
     nats: float
     memo: dict = field(default_factory=dict)
+    y: Tensor | None = None
+    loss: losses.Loss | None = None
+    beta: float = 1.0
+
+    @property
+    def modules(self) -> dict[str, Module]:
+        """The nodes' modules in eval mode, with the pass's weights."""
+        if "modules" not in self.memo:
+            self.memo["modules"] = materialise(self.arch, self.weights)
+        return self.memo["modules"]
 
     @property
     def rows(self) -> int:
@@ -67,7 +80,9 @@ class Pass:
             return self
         if ("head", rows) not in self.memo:
             cut = [{n: t[:rows] for n, t in group.items()} for group in (self.values, self.v, self.probe)]
-            self.memo["head", rows] = Pass(self.arch, self.weights, *cut, self.nats)
+            self.memo["head", rows] = Pass(
+                self.arch, self.weights, *cut, self.nats, {"modules": self.modules}, None if self.y is None else self.y[:rows], self.loss, self.beta
+            )
         return self.memo["head", rows]
 
     def places(self, target: str) -> Tensor | None:
@@ -180,7 +195,7 @@ def observe(
         {n: t.detach() for n, t in values.items()},
         {n: zero[n] if g is None else g for n, g in zip(found, first, strict=True)},
         {n: zero[n] if g is None else g for n, g in zip(found, second, strict=True)},
-        float(loss.nats(out.detach(), fold.y)),
+        float(loss.nats(out.detach(), fold.y)), {"modules": modules}, fold.y, loss, beta,
     )
 
 

@@ -103,7 +103,7 @@ class Gathering:
         for n in dict.fromkeys((*affine_nodes(self.arch), self.arch.outputs[0])):
             v[n] = _joined([s.v.pop(n, None) for s in steps], each, steps, values[n])
             probe[n] = _joined([s.probe.pop(n, None) for s in steps], [variance**-0.5] * len(steps), steps, values[n])
-        return Pass(self.arch, dict(weights), values, v, probe, float(self.loss.nats(out, y)))
+        return Pass(self.arch, dict(weights), values, v, probe, float(self.loss.nats(out, y)), y=y, loss=self.loss)
 
 
 def _first(t: Tensor, rows: int) -> Tensor:

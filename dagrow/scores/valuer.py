@@ -2,11 +2,13 @@
 
 With dz that change, s_i = sum dz . v and t_i = sum dz . probe over positions and targets of one row:
 growing is worth max(mean s, 0)^2 / (2 mean t^2) at amplitude mean s / mean t^2; dropping, at amplitude 1, is worth
-mean s - mean t^2 / 2: a second-order expansion of the loss in the Gauss-Newton metric.
+mean s - mean t^2 / 2: a second-order expansion of the loss in the Gauss-Newton metric. It is what rows are tested with, and where the
+line starts: how far along dz the loss really falls is asked of the rest of the network, by a few forwards on a part of the rows.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +16,21 @@ from torch import Tensor
 
 from dagrow.measure import Evidence, Pass, Site, flat
 from dagrow.measure.features import Unsupported
+from dagrow.measure.onward import drops, enough
 from dagrow.scores import Block, Proposal
+
+Changes = dict[str, Tensor]
+# Forwards along the line, more only until one lowers the loss; and how many times as far as the last one may look.
+STEPS = 3
+MOST_STEPS = 5
+FARTHEST = 4.0
 
 
 @dataclass(frozen=True)
 class Gain:
     """`nats` per sample on the rows fitted, with its standard error; `held` and `z` on rows never trained on.
 
-    `amplitude` multiplies the fan-out. status: ok, unsupported, nonfinite, or trial: a derivative says nothing.
+    `quadratic`: the second-order value that the line started from. `amplitude` multiplies the fan-out. status: ok, unsupported, nonfinite, or trial: a derivative says nothing.
     """
 
     nats: float = 0.0
@@ -31,12 +40,17 @@ class Gain:
     z: float = 0.0
     amplitude: float = 1.0
     status: str = "ok"
+    quadratic: float = 0.0
 
 
 def slopes(seen: Pass, site: Site, proposal: Proposal) -> tuple[Tensor, Tensor]:
     """(s, t) per row: the form says what a change does, and what it is measured against."""
+    return _slopes(seen, site, site.form.effect(seen, proposal))
+
+
+def _slopes(seen: Pass, site: Site, changes: Changes) -> tuple[Tensor, Tensor]:
     s = t = torch.zeros(seen.rows, dtype=torch.float64)
-    for target, change in site.form.effect(seen, proposal).items():
+    for target, change in changes.items():
         s = s + (change * site.form.gradient(seen, target)).sum((1, 2), dtype=torch.float64)
         t = t + (change * flat(seen.probe[target])).sum((1, 2), dtype=torch.float64)
     return s, t
@@ -48,28 +62,66 @@ def stderr(x: Tensor) -> float:
 
 def value(evidence: Evidence, site: Site, proposal: Proposal) -> Gain:
     """Prices any proposal. Never raises for numbers: a value that is not finite comes back as a status."""
+    return _valued(evidence, site, proposal, line=True)
+
+
+def quadratic(evidence: Evidence, site: Site, proposal: Proposal) -> Gain:
+    """The value to second order alone, without forwards."""
+    return _valued(evidence, site, proposal, line=False)
+
+
+def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> Gain:
     if proposal.status != "ok":
         return Gain(status=proposal.status)
     try:
-        s, t = slopes(evidence.train, site, proposal)
-        hs, ht = slopes(evidence.held, site, proposal)
+        changes, unseen = (site.form.effect(fold, proposal) for fold in (evidence.train, evidence.held))
+        s, t = _slopes(evidence.train, site, changes)
+        hs, ht = _slopes(evidence.held, site, unseen)
     except Unsupported:
         return Gain(status="unsupported")
     except torch.linalg.LinAlgError:  # NaN in the network's own values
         return Gain(status="nonfinite")
-    curve, held_curve = float((t**2).mean()), float((ht**2).mean())
+    curve = float((t**2).mean())
     if site.form.grows:
         amplitude = max(float(s.mean()), 0.0) / curve if curve > 0 else 0.0
         nats, error = amplitude * float(s.mean()) / 2, amplitude * stderr(s)
     else:
         amplitude, nats, error = 1.0, float(s.mean()) - curve / 2, stderr(s - t**2 / 2)
-    row = amplitude * hs - amplitude**2 * ht**2 / 2
-    held_error = stderr(row)
     first = stderr(hs)
     z = float(hs.mean()) / first if first > 0 else 0.0
-    gain = Gain(nats, error, amplitude * float(hs.mean()) - amplitude**2 * held_curve / 2, held_error, z, amplitude)
-    numbers = torch.tensor([gain.nats, gain.stderr, gain.held, gain.held_stderr, gain.z, amplitude])
-    return gain if bool(torch.isfinite(numbers).all()) else Gain(status="nonfinite")
+    row = amplitude * hs - amplitude**2 * ht**2 / 2
+    gain = Gain(nats, error, float(row.mean()), stderr(row), z, amplitude, quadratic=nats)
+    if line and _finite(gain) and amplitude and evidence.train.loss is not None:
+        gain = _along(evidence, site, gain, changes, unseen, s)
+    return gain if _finite(gain) else Gain(status="nonfinite")
+
+
+def _finite(gain: Gain) -> bool:
+    return all(map(math.isfinite, (gain.nats, gain.stderr, gain.held, gain.held_stderr, gain.z, gain.amplitude)))
+
+
+def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen: Changes, s: Tensor) -> Gain:
+    """The gain as real forwards find it: from the second-order step on, each next amplitude by the parabola through the last drop."""
+    rows = enough(evidence.train)
+    part = {t: c[:rows] for t, c in changes.items()}
+    slope = float(s[:rows].mean())
+    nats, amplitude, error, ahead = -math.inf, gain.amplitude, gain.stderr, gain.amplitude
+    for step in range(MOST_STEPS if site.form.grows else 1):
+        if step >= STEPS and nats > 0:
+            break
+        drop, each = drops(evidence.train, part, ahead)
+        if not math.isfinite(drop):
+            ahead /= 8
+            continue
+        if drop > nats:
+            nats, amplitude, error = drop, ahead, stderr(each)
+        bend = 2 * (slope * ahead - drop) / ahead**2
+        vertex = slope / bend if bend > 0 and slope > 0 else ahead * FARTHEST
+        ahead = min(max(vertex, ahead / 32), ahead * FARTHEST)
+    held, each = drops(evidence.held, {t: c[: enough(evidence.held)] for t, c in unseen.items()}, amplitude)
+    if site.form.grows and nats <= 0:
+        nats, amplitude = 0.0, gain.amplitude
+    return replace(gain, nats=nats, stderr=error, held=held, held_stderr=stderr(each), amplitude=amplitude)
 
 
 def scaled(site: Site, proposal: Proposal, amplitude: float) -> Proposal:
