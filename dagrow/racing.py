@@ -32,7 +32,7 @@ from dagrow.scores import Scorer
 # standard errors (root mean square, apart from what moved all sites of a network).
 SPREAD = 1.5
 # What z may be too low by, where it also grows as the root of the rows: as it does while the proposal is mostly noise.
-HOPE = 1.28
+HOPE = 1.0
 # What a look before the last spends of alpha.
 EARLY = 0.05
 # The share of the best site's gain that may be missed.
@@ -50,13 +50,15 @@ class Raced:
     """The candidates as `propose` gives them, and what the choice rests on.
 
     rows: training rows the choice between the sites needed. rows_needed: training rows that would capture all but LOST of
-    the best site's gain; None where nothing stands out. reason: how the race ended, in a line.
+    the best site's gain; None where nothing stands out. reason: how the race ended, in a line. bar: the z that a site must
+    exceed on all rows.
     """
 
     scored: Proposed
     rows: int
     rows_needed: int | None
     reason: str
+    bar: float
 
 
 def race(
@@ -104,7 +106,7 @@ def race(
         run.take(n, look(n, run.alive()))
     if refit and n < rows and run.alive():
         run.take(rows, look(rows, run.alive()))
-    return Raced(begun.headed(run.table()), n, run.rows_needed(), run.reason(n, evidence.held.rows))
+    return Raced(begun.headed(run.table()), n, run.rows_needed(), run.reason(n, evidence.held.rows), run.bar(run.ladder[-1]))
 
 
 def _ladder(first: int, rows: int) -> list[int]:
