@@ -7,6 +7,7 @@ A node `body.r0.conv` becomes the submodule `n_body.n_r0.n_conv`: without the pr
 from __future__ import annotations
 
 import linecache
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,14 +17,16 @@ from torch.fx import graph_module as fx_graph_module
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture
-from dagrow.graph.node import build
-from dagrow.rng import torch_seeded
+from dagrow.graph.node import build, built, copied
+from dagrow.rng import seed_of
 
 PREFIX = "n_"
 
 
 class Network(fx.GraphModule):
     """A GraphModule that leaves nothing behind: fx keeps the source of every recompile for ever, ours is dropped.
+
+    Networks of one architecture share their `graph`: copy it before changing it.
 
     `meta["values"]` maps each node of the architecture to the name of the fx node that holds its output.
     """
@@ -67,31 +70,52 @@ def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> N
 
     Its inputs are the architecture's, in their order, each [batch, *shape]; it returns the output's tensor, or a tuple
     where the architecture has several outputs. dtypes and devices are those of the tensors given; floating parameters
-    require gradients. Raises GraphError where weights are missing, left over or of another shape.
+    require gradients. Raises GraphError where weights are missing, left over or of another shape. An architecture that was
+    compiled a short while ago is not generated again.
     """
+    with _LOCK:
+        bare = _BARE.pop(arch.digest, None) or _generated(arch)
+        _BARE[arch.digest] = bare
+        while len(_BARE) > _MOST_BARE:
+            _BARE.pop(next(iter(_BARE)))
+    network, wanted = copied(bare), {}
+    network.meta = {"values": dict(bare.meta["values"])}
+    for name in bare.meta["modules"]:
+        wanted.update(_fill(network.get_submodule(prefixed_name(name)), name, weights))
+    _check(wanted, weights)
+    return network
+
+
+# Networks without values, by their architectures' digests. What one decision compiles, it compiles several times.
+_BARE: dict[str, Network] = {}
+_MOST_BARE = 16
+_LOCK = threading.Lock()
+
+
+def _generated(arch: Architecture) -> Network:
+    """The network with its parameters and buffers on the meta device."""
     shapes, nodes = arch.shapes, arch.nodes
-    with torch.device("meta"):
-        built = {name: build(nodes[name], [shapes[i] for i in nodes[name].inputs], name) for name in arch.order if name not in arch.inputs}
     graph = fx.Graph()
     recorder = _Recorder(graph)
     values = {name: fx.Proxy(graph.placeholder(target), recorder) for name, target in _placeholders(arch).items()}
     modules: dict[str, nn.Module] = {}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, made in built.items():
+    for name in arch.order:
+        if nodes[name].op == "input":
+            continue
+        made = built(nodes[name], [shapes[i] for i in nodes[name].inputs], name)
         target = prefixed_name(name)
         recorder.current = target.replace(".", "_")
         arguments = [values[i] for i in nodes[name].inputs]
         if isinstance(made, nn.Module):
             modules[target] = made
             values[name] = fx.Proxy(graph.call_module(target, tuple(a.node for a in arguments)), recorder)
-            wanted.update(_fill(made, name, weights))
         else:
             values[name] = made(*arguments)
-    _check(wanted, weights)
     ends = [values[name].node for name in arch.outputs]
     graph.output(ends[0] if len(ends) == 1 else tuple(ends))
     network = Network(modules, graph)
     network.meta["values"] = {name: value.node.name for name, value in values.items()}
+    network.meta["modules"] = tuple(name for name in arch.order if prefixed_name(name) in modules)
     return network
 
 
@@ -163,10 +187,21 @@ def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iter
     for name in arch.order:
         if name in owners:
             node = arch.nodes[name]
-            with torch.device("cpu"), torch_seeded(seed, *purpose, "init", name):
+            with torch.device("cpu"), _cpu_seeded(seed_of(seed, *purpose, "init", name)):
                 module = build(node, [arch.shapes[i] for i in node.inputs], name)
             made.update({slot: held[key].detach().clone() for slot, held, key in _slots(module, name) if slot in chosen})
     return made
+
+
+@contextmanager
+def _cpu_seeded(seed: int) -> Iterator[None]:
+    """torch's generator of the CPU alone, seeded inside the block and restored after: seeding every device takes longer than a layer."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def owner_of(arch: Architecture, slot: str) -> str:

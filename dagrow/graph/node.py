@@ -71,19 +71,52 @@ def apply(node: Node, name: str, module: Module, inputs: list[Tensor]) -> Tensor
 
 
 def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, Module]]:
-    """(shapes without the batch, modules on the meta device), by running real ops on no memory."""
+    """(shapes without the batch, modules in eval mode on the meta device), by running real ops on no memory, each form of node once."""
     shapes: dict[str, tuple[int, ...]] = {}
     modules: dict[str, Module] = {}
-    with torch.device("meta"), torch.no_grad():
-        for name in order:
-            node = nodes[name]
-            if node.op == "input":
-                shapes[name] = tuple(node.attrs.shape)
-                continue
-            inputs = [shapes[i] for i in node.inputs]
-            module = modules[name] = build(node, inputs, name)
-            if isinstance(module, nn.Module):
-                module.eval()
-            made = apply(node, name, module, [torch.empty((2, *s)) for s in inputs])
-            shapes[name] = tuple(made.shape[1:])
+    for name in order:
+        node = nodes[name]
+        if node.op == "input":
+            shapes[name] = tuple(node.attrs.shape)
+            continue
+        inputs = tuple(shapes[i] for i in node.inputs)
+        module = modules[name] = built(node, inputs, name)
+        if isinstance(module, nn.Module):
+            module.eval()
+        key = (node.rule, node.attrs, inputs)
+        if key not in _SHAPES:
+            with torch.device("meta"), torch.no_grad():
+                _SHAPES.put(key, tuple(apply(node, name, module, [torch.empty((2, *s)) for s in inputs]).shape[1:]))
+        shapes[name] = _SHAPES[key]
     return shapes, modules
+
+
+class _Recent(dict):
+    """The last few thousand entries that were put in."""
+
+    def put(self, key, value) -> None:
+        if len(self) >= 4096:
+            self.pop(next(iter(self)), None)
+        self[key] = value
+
+
+_SHAPES, _BUILT = _Recent(), _Recent()
+
+
+def built(node: Node, shapes: Iterable[tuple[int, ...]], name: str) -> Module:
+    """`build` on the meta device: as quick as a copy where a node of the same form was built before. In training mode."""
+    key = (node.rule, node.attrs, tuple(map(tuple, shapes)))
+    if key not in _BUILT:
+        with torch.device("meta"):
+            _BUILT.put(key, build(node, key[2], name))
+    made = _BUILT[key]
+    return copied(made) if isinstance(made, nn.Module) else made
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """The module again, with the same tensors; they can be replaced, hooks added and its mode changed without a trace in the first."""
+    made = object.__new__(type(module))
+    # Parameters, buffers and hooks are entries of such tables.
+    made.__dict__ = {key: value.copy() if isinstance(value, dict | set) else value for key, value in module.__dict__.items()}
+    made.__dict__["_modules"] = {name: part if part is None else copied(part) for name, part in module._modules.items()}
+    return made
