@@ -4,7 +4,8 @@
     python tools/bench_scoring.py [--only p1,p2,p6,p7] [--rounds 5] [--quick] [--json] [--peer PYTHON] [--images FILE.zip]
     python tools/bench_scoring.py --profile [--case cifar]
 
-p1: a decision (measuring, scoring, pricing: all but trials) on two conv nets, from all training rows and from a quarter.
+p1: a decision (measuring, scoring, pricing: all but trials) on two conv nets, in a pass of its own over all training rows,
+    over a quarter, and "raced": over all, scoring on as few as it takes to tell the places apart (score.race).
     per_batch: its time for a batch of the rows it looked at (training and held-out), in training steps; per_epoch: its time
     in epochs over all training rows. rows: what it did look at, which may be fewer than asked for.
     Also whole runs that gather rows while training (score.when): percent of the run that gathering takes, and that with measuring
@@ -71,8 +72,8 @@ class Bench:
 
     # -- P1, P2: a decision in training steps
 
-    def decision(self, case: Case, rows: int, offered: tuple = (), **about) -> dict:
-        search = case.looking_at(rows, offered)
+    def decision(self, case: Case, rows: int, offered: tuple = (), race: bool = True, **about) -> dict:
+        search = case.looking_at(rows, offered, race)
         train, held = seen_rows(search)
         epochs = 1 if case.rows > 2000 else 5
         decided, of_step, steps = [], [], 0
@@ -95,8 +96,8 @@ class Bench:
     def p1(self) -> Iterator[dict]:
         for name in cases.CONV_NETS:
             case = self.case(name)
-            for part, rows in (("all", case.rows), ("quarter", case.rows // 4)):
-                yield self.decision(case, rows, bench="p1", part=part)
+            for part, rows, race in (("all", case.rows, False), ("quarter", case.rows // 4, False), ("raced", case.rows, True)):
+                yield self.decision(case, rows, race=race, bench="p1", part=part)
             with self.rows_of(case) as data:
                 for kind in ("restricted", "full"):
                     yield from self.peer({"bench": "decision", "kind": kind, "epochs": 1}, case, data, bench="p1", part="all")

@@ -44,10 +44,13 @@ class Case:
     def rows(self) -> int:
         return len(self.plan.data.train.x)
 
-    def looking_at(self, rows: int, edits: tuple = ()) -> Search:
-        """The search that would decide now, from `rows` training rows (and, where given, by other edits)."""
+    def looking_at(self, rows: int, edits: tuple = (), race: bool = True) -> Search:
+        """The search that would decide now, from a pass of its own over `rows` training rows (and, where given, by other edits).
+
+        race: whether it may score on fewer of them where that is enough to tell.
+        """
         plain = self.plan.spec.to_dict()
-        plain["score"] |= {"rows": max(2, rows), "when": "own_pass"}
+        plain["score"] |= {"rows": max(2, rows), "when": "own_pass", "race": race}
         plain["edits"] = list(edits) or plain["edits"]
         spec = dagrow.spec.load(plain, folder=self.plan.spec.folder)
         plan = make_plan(check(spec))

@@ -54,8 +54,7 @@ class Watch:
     def watching(self) -> Iterator[Watch]:
         with ExitStack() as stack:
             for stage, (where, name) in STAGES.items():
-                if hasattr(where, name):  # where the package's inside has moved on, the rest is still told apart
-                    stack.enter_context(mock.patch.object(where, name, self.around(stage, getattr(where, name))))
+                stack.enter_context(mock.patch.object(where, name, self.around(stage, getattr(where, name))))
             yield self
 
 
