@@ -182,26 +182,19 @@ def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iter
     strange = sorted(chosen - known.keys())
     if strange:
         raise GraphError(f"{strange[0]!r} is no parameter of this network")
-    owners = {owner_of(arch, slot) for slot in chosen}
-    made = {}
-    for name in arch.order:
-        if name in owners:
-            node = arch.nodes[name]
-            with torch.device("cpu"), _cpu_seeded(seed_of(seed, *purpose, "init", name)):
-                module = build(node, [arch.shapes[i] for i in node.inputs], name)
-            made.update({slot: held[key].detach().clone() for slot, held, key in _slots(module, name) if slot in chosen})
-    return made
-
-
-@contextmanager
-def _cpu_seeded(seed: int) -> Iterator[None]:
-    """torch's generator of the CPU alone, seeded inside the block and restored after: seeding every device takes longer than a layer."""
+    owners, made = {owner_of(arch, slot) for slot in chosen}, {}
+    # torch's generator of the CPU alone, seeded for each node: seeding those of every device takes longer than a layer.
     before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
     try:
-        yield
+        with torch.device("cpu"):
+            for name in (n for n in arch.order if n in owners):
+                node = arch.nodes[name]
+                torch.default_generator.manual_seed(seed_of(seed, *purpose, "init", name))
+                module = build(node, [arch.shapes[i] for i in node.inputs], name)
+                made.update({slot: held[key].detach().clone() for slot, held, key in _slots(module, name) if slot in chosen})
     finally:
         torch.set_rng_state(before)
+    return made
 
 
 def owner_of(arch: Architecture, slot: str) -> str:

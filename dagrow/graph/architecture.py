@@ -131,7 +131,7 @@ class Architecture:
 
     @cached_property
     def meeting(self) -> Mapping[str, tuple[str, ...]]:
-        """affine node -> the affine nodes, itself among them, that only ever meet it in one sum, in the order they were given.
+        """node -> the affine nodes, itself among them where it is one, that only ever meet it in one sum, in the order they were given.
 
         A change of any of them goes whole and alone to the same place: the last of the sums that are its only reader,
         one after another.
@@ -145,7 +145,8 @@ class Architecture:
         for name, node in self.nodes.items():
             if node.rule.role == "affine":
                 groups.setdefault(ends[name], []).append(name)
-        return {name: tuple(group) for group in groups.values() for name in group}
+        settled = {end: tuple(group) for end, group in groups.items()}
+        return {name: settled.get(ends[name], ()) for name in self.nodes}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:

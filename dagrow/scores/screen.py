@@ -68,7 +68,7 @@ class Field:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Targets that stand for their sums -> the sources that their sums' affine nodes read."""
-        groups = dict.fromkeys(self.arch.meeting.values())
+        groups = dict.fromkeys(group for group in self.arch.meeting.values() if group)
         return {
             g[0]: tuple(dict.fromkeys(self.arch.nodes[p].inputs[0] for p in g))
             for g in groups if len(self.arch.shapes[g[0]]) == 1 and not any(grouped(self.arch.nodes[p]) for p in g)
