@@ -35,7 +35,7 @@ SPREAD = 1.5
 HOPE = 1.0
 # What a look before the last spends of alpha.
 EARLY = 0.05
-# The share of the best site's gain that may be missed.
+# The share of the best site's gain that rows_needed leaves.
 LOST = 0.15
 # The fewest training rows of a first look.
 FEWEST = 64
@@ -81,7 +81,7 @@ def race(
 
     first: training rows of the first look; None: an eighth. contenders: how many places a chooser tries; None: any, so
     that all sites are scored on all rows. taken: how many of them it makes at once: a site is out when it is behind so many
-    (by the intervals of their gains, give or take LOST of the best gain). least: where fewer values than this are in an
+    by the intervals of their gains. least: where fewer values than this are in an
     affine node's design matrix on all rows, on average, or no more sites than contenders are there, fewer rows would save
     no time, and the first look has all; 0: it never has. refit: those left when fewer rows were enough are proposed again
     from all that are there, which is the last look.
@@ -200,7 +200,7 @@ class _Race:
             self.out |= {k: n for k, s in heads.items() if _ends(s)[1] < line}
 
     def _line(self, heads: Sequence[Scored]) -> float:
-        """The gain that a site must be able to reach: the lower end of the places that are taken, give or take LOST of the best gain."""
+        """The gain that a site must be able to reach: the lower end of the places that are taken."""
         best: dict[str, float] = {}
         for s in heads:
             best[s.candidate.where] = max(best.get(s.candidate.where, -math.inf), _ends(s)[0])

@@ -127,7 +127,7 @@ def test_noise_is_given_up_early_and_says_what_would_have_been_seen():
         if r.rows < 2048:
             assert all(s.reason.startswith("dropped after") for s in r.scored[1:])
     bar = NormalDist().inv_cdf(1 - (1 - 3 * EARLY) * 0.05 / 2)
-    assert f"a gain of about {bar**2 / 800:.2g} nats" in given_up[0].reason
+    assert given_up[0].bar == bar and f"a gain of about {bar**2 / 800:.2g} nats" in given_up[0].reason
 
 
 def test_rows_needed_is_the_share_of_the_gain_that_so_many_leave():
@@ -247,7 +247,7 @@ def test_where_fewer_rows_save_nothing_all_are_looked_at_once():
     for options in ({"least": racing.VALUES}, {"contenders": None}, {"least": 1, "contenders": 5}, {"first": 2048}):
         found = raced(clear(), edits, **{"contenders": 1} | options)
         assert [(s.candidate, s.gain, s.reason) for s in found.scored] == [(s.candidate, s.gain, s.reason) for s in full]
-        assert found.rows == 2048 and found.scored.tested == full.tested
+        assert found.rows == 2048 and found.scored.tested == full.tested == 5 and found.bar == NormalDist().inv_cdf(1 - 0.05 / 5)
 
 
 def test_with_nothing_to_grow_there_is_a_table_all_the_same():
