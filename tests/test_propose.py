@@ -34,7 +34,7 @@ def test_the_null_edit_is_first_and_the_rest_best_first():
     found = propose(evidence, listed(), NATURAL, Limits(), alpha=0.05, key=(0,))
     assert found[0].candidate == NULL and found[0].part is None
     assert [s.candidate.index for s in found] == list(range(len(found)))
-    gains = [s.candidate.gain for s in found[1:] if s.candidate.verdict not in ("unsupported", "too dear")]
+    gains = [s.candidate.gain for s in found[1 : found.valued] if s.candidate.verdict not in ("unsupported", "too dear")]
     assert gains == sorted(gains, reverse=True) and len(gains) > 5
     assert {s.candidate.edit for s in found[1:]} == set(EDITS)
 

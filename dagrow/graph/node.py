@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -101,6 +102,7 @@ class _Recent(dict):
 
 
 _SHAPES, _BUILT = _Recent(), _Recent()
+_TABLES = {dict, set, OrderedDict}
 
 
 def built(node: Node, shapes: Iterable[tuple[int, ...]], name: str) -> Module:
@@ -117,6 +119,6 @@ def copied(module: nn.Module) -> nn.Module:
     """The module again, with the same tensors; they can be replaced, hooks added and its mode changed without a trace in the first."""
     made = object.__new__(type(module))
     # Parameters, buffers and hooks are entries of such tables.
-    made.__dict__ = {key: value.copy() if isinstance(value, dict | set) else value for key, value in module.__dict__.items()}
+    made.__dict__ = {key: (value.copy() if value else type(value)()) if type(value) in _TABLES else value for key, value in module.__dict__.items()}
     made.__dict__["_modules"] = {name: part if part is None else copied(part) for name, part in module._modules.items()}
     return made
