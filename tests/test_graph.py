@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_networks import random_network
 from torch import nn
 
 from dagrow import ops
@@ -523,3 +524,12 @@ def test_all_axes_at_random(seed):
     x = oracles.rows(arch)
     kept = oracles.output(there.arch, oracles.zeroed(there, born), x)
     assert oracles.distance(kept, oracles.output(arch, weights, x)) <= oracles.TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_known_without_tracing_is_what_tracing_tells(seed):
+    arch = random_network(seed)
+    formed, derived = arch.formed, arch.derived
+    for name in ("shapes", "params", "buffers", "macs", "size", "locals"):
+        assert getattr(formed, name) == getattr(derived, name), name
+    assert list(formed.params) == list(derived.params) and list(formed.buffers) == list(derived.buffers)

@@ -15,6 +15,7 @@ import networkx as nx
 from dagrow import ops
 from dagrow.errors import GraphError, nearest
 from dagrow.graph.axes import Axis, Derived, derive
+from dagrow.graph.forming import Formed, formed_of
 from dagrow.graph.node import Node, check_name
 
 
@@ -158,6 +159,11 @@ class Architecture:
         return {name: tuple(readers) for name, readers in found.items()}
 
     @cached_property
+    def formed(self) -> Formed:
+        """Shapes, parameters and MACs, which need no tracing."""
+        return formed_of(self.nodes, self.order)
+
+    @cached_property
     def derived(self) -> Derived:
         """Shapes, parameters, MACs and axes, by tracing (cached by digest)."""
         return derive(self.digest, self.nodes, self.order, self.outputs)
@@ -170,17 +176,17 @@ class Architecture:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """node -> shape of its output, without the batch."""
-        return self.derived.shapes
+        return self.formed.shapes
 
     @property
     def params(self) -> Mapping[str, tuple[int, ...]]:
         """"node.local" -> shape of each trainable parameter."""
-        return self.derived.params
+        return self.formed.params
 
     @property
     def buffers(self) -> Mapping[str, tuple[int, ...]]:
         """"node.local" -> shape of each buffer (batch-norm statistics)."""
-        return self.derived.buffers
+        return self.formed.buffers
 
     @property
     def axes(self) -> Mapping[str, Axis]:
@@ -189,12 +195,12 @@ class Architecture:
     @property
     def size(self) -> int:
         """Trainable parameters."""
-        return self.derived.size
+        return self.formed.size
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one forward of one sample."""
-        return sum(self.derived.macs.values())
+        return sum(self.formed.macs.values())
 
     @property
     def inputs(self) -> tuple[str, ...]:

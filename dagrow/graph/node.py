@@ -92,7 +92,7 @@ def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tu
     return shapes, modules
 
 
-class _Recent(dict):
+class Recent(dict):
     """The last few thousand entries that were put in."""
 
     def put(self, key, value) -> None:
@@ -101,7 +101,7 @@ class _Recent(dict):
         self[key] = value
 
 
-_SHAPES, _BUILT = _Recent(), _Recent()
+_SHAPES, _BUILT = Recent(), Recent()
 _TABLES = {dict, set, OrderedDict}
 
 

@@ -89,19 +89,19 @@ def transfer(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, 
     newborn: a number (optimizer moments, steps), or tensors of the new shapes (a fresh initialisation). With a number,
     buffers `old` does not hold are left out. Raises GraphError where a tensor of `old` has not the old shape.
     """
-    derived = rewrite.arch.derived
+    arch = rewrite.arch
     moves: dict[str, list[Move]] = {}
     for move in rewrite.moves:
         moves.setdefault(move.param, []).append(move)
     like = next((t for t in old.values() if t.is_floating_point()), torch.empty(0))
     number = not isinstance(newborn, Mapping)
     made: dict[str, Tensor] = {}
-    for name, shape in {**derived.params, **derived.buffers}.items():
+    for name, shape in {**arch.params, **arch.buffers}.items():
         if name in old:
             made[name] = _moved(name, shape, old[name], moves.get(name, []), newborn if number else newborn.get(name))
         elif not number:
             made[name] = newborn[name].detach().clone()
-        elif name in derived.params:
+        elif name in arch.params:
             made[name] = like.new_full(shape, newborn)
     return made
 

@@ -184,6 +184,12 @@ class Trace:
                 self.cells.freeze(label)
         return self
 
+    def alone(self, node: Node, made: Recipe, inputs: list[Labelled]) -> Trace:
+        """Traces one node, named ""."""
+        self.macs[""], self.locals[""] = 0, {}
+        self.values[""] = self._follow(node, made, inputs)
+        return self
+
     def _follow(self, node: Node, made: Recipe, inputs: list[Labelled]) -> Labelled:
         held = dict(enumerate([*inputs, *(self._leaf(node, *leaf) for leaf in made.leaves)]))
         held.update((k, Labelled(s, (None,) * len(s))) for k, s in made.consts.items())

@@ -1,0 +1,62 @@
+"""Shapes, parameters and MACs of a network, node by node: what can be known without following units from node to node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dagrow.errors import GraphError
+from dagrow.graph import moves
+from dagrow.graph.node import Node, Recent
+from dagrow.graph.trace import BATCH, Labelled, Recipe, Trace, recipe
+
+Shape = tuple[int, ...]
+_MACS = Recent()
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Shapes of nodes leave out the batch; MACs are those of one sample. locals: node -> local name -> full, possibly tied name."""
+
+    shapes: Mapping[str, Shape]
+    params: Mapping[str, Shape]
+    buffers: Mapping[str, Shape]
+    macs: Mapping[str, int]
+    size: int
+    locals: Mapping[str, Mapping[str, str]]
+
+
+def formed_of(nodes: Mapping[str, Node], order: Iterable[str]) -> Formed:
+    """Raises GraphError with the node where shapes do not fit."""
+    shapes: dict[str, Shape] = {}
+    leaves: dict[str, tuple[Shape, bool]] = {}
+    macs: dict[str, int] = {}
+    names: dict[str, dict[str, str]] = {}
+    for name in order:
+        node = nodes[name]
+        names[name] = {}
+        if node.op == "input":
+            shapes[name], macs[name] = tuple(node.attrs.shape), 0
+            continue
+        inputs = [shapes[i] for i in node.inputs]
+        made = recipe(node, name, inputs)
+        tied = dict(node.tied)
+        for local, shape, trained in made.leaves:
+            full = names[name][local] = tied.get(local, f"{name}.{local}")
+            known, _ = leaves.setdefault(full, (shape, trained))
+            if known != shape:
+                raise GraphError(f"{name!r}: its {local} is {list(shape)}, {full} is {list(known)}", node=name)
+        shapes[name], macs[name] = tuple(made.shape[1:]), _macs(node, made, inputs)
+    params, buffers = ({n: shape for n, (shape, t) in leaves.items() if t is trained} for trained in (True, False))
+    return Formed(shapes, params, buffers, macs, sum(map(math.prod, params.values())), names)
+
+
+def _macs(node: Node, made: Recipe, inputs: list[Shape]) -> int:
+    """Of one node: those of its form, whatever its inputs mean."""
+    key = (node.rule, node.attrs, *inputs)
+    if key not in _MACS:
+        trace = Trace(moves.find)
+        trace.alone(Node(node.op, node.inputs, node.attrs), made, [Labelled((BATCH, *s), (None,) * (len(s) + 1)) for s in inputs])
+        _MACS.put(key, trace.macs[""])
+    return _MACS[key]
