@@ -20,7 +20,7 @@ from dagrow.graph import Architecture
 from dagrow.growth import Search
 from dagrow.measure import Gathering, measure
 from dagrow.measure import gathering as module
-from dagrow.measure.evidence import affine_nodes, affordable_rows, observe
+from dagrow.measure.evidence import affine_nodes, affordable_rows, kept_values, observe
 from dagrow.measure.gathering import shares
 from dagrow.propose import propose
 from dagrow.rng import stream
@@ -75,7 +75,7 @@ def test_the_last_steps_give_the_rows_asked_for(rows, window, batch, samples):
 def test_rows_are_those_that_measuring_affords():
     arch = NETWORKS["conv"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagrow.measure.evidence.MOST_VALUES", 40 * 36 * 9)
+        patch.setattr("dagrow.measure.evidence.MOST_VALUES", 40 * kept_values(arch))
         assert affordable_rows(arch, 64) == 40
         watch = Gathering(arch, LOSSES["classification"], rows=64, window=None, batch=8, samples=100, seed=0, path=())
         assert sum(watch.shares.values()) == 40

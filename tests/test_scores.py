@@ -7,15 +7,14 @@ import pytest
 import torch
 from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, made, nats, of, run, sites_of, weights_for
 
-from dagrow.compiler import compile_architecture, parameters_by_name
 from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
 from dagrow.measure import Evidence, features, flat, measure, propagate
-from dagrow.measure.evidence import affine_nodes
+from dagrow.measure.evidence import affine_nodes, parents
 from dagrow.scores import REGISTRY, Proposal, serving
-from dagrow.scores.natural import Natural
 from dagrow.scores.aims import Aim, power
+from dagrow.scores.natural import Natural
 from dagrow.scores.units import linear_moments, reader_view, sources_of, unit_order
 from dagrow.scores.valuer import quadratic, scaled, slopes, value
 
@@ -94,10 +93,29 @@ def test_the_value_is_the_formula_sample_by_sample(name):
                 assert gain.amplitude == pytest.approx(amplitude, rel=1e-9)
                 assert gain.stderr == pytest.approx(amplitude * float(s.std()) / len(s) ** 0.5, rel=1e-9)
             else:
-                error = float(s.std()) / len(s) ** 0.5
+                error = float(site.form.tested(seen, site.form.effect(seen, proposal)).std()) / len(s) ** 0.5
                 assert gain.z == pytest.approx(float(s.mean()) / error if error else 0.0, rel=1e-7)
                 held = gain.amplitude * float(s.mean()) - gain.amplitude**2 * float((t**2).mean()) / 2
                 assert gain.held == pytest.approx(held, rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_the_spread_of_a_slope_is_that_of_rows_left_out_of_the_parents_fit(kind):
+    """Row by row: the parents are fitted to the change on all other rows, and what they miss on this one counts."""
+    arch = NETWORKS["shared"]
+    evidence = evidence_for(arch, "regression", rows=25)
+    for _, _, site in sites_of(arch, kind):
+        proposal, seen = scorer("random").propose(evidence, site, 2, (0,)), evidence.held
+        exact = torch.zeros(seen.rows, dtype=torch.float64)
+        changes = site.form.effect(seen, proposal)
+        for target, change in changes.items():
+            design = [features(arch.nodes[p], seen.values[arch.nodes[p].inputs[0]])[:, 0] for p in parents(arch, target)]
+            x = torch.cat([*design, torch.ones(seen.rows, 1, dtype=torch.float64)], 1)
+            for i in range(seen.rows):
+                others = torch.arange(seen.rows) != i
+                made = x[i] @ torch.linalg.lstsq(x[others], change[others, 0], driver="gelsd").solution
+                exact[i] += (change[i, 0] - made) @ seen.bottleneck(target)[i, 0]
+        close(site.form.tested(seen, changes), exact, 1e-8)
 
 
 def single_output(seed: int = 0) -> tuple[Architecture, dict, Fold]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from dagrow.rng import stream
 # Without a floor, directions go by the few rows that a converged network is unsure of. On nets of table T3 (4 seeds, Spearman with
 # line search, converged mlp): .87 without, .90 with .02, .97 with .1, whose candidates reach 15% less than those without.
 FLOOR = 0.02
-# The widest design matrix may have this many values: 160 MB in fp64, and a few times that while its basis is made.
-MOST_VALUES = 2e7
+# What a pass keeps of its rows may have this many values, 240 MB in single precision; the held-out one half as many.
+MOST_VALUES = 6e7
 FEWEST_ROWS = 32
-# A solve looks at no more than this many places of all rows together: some 32 thousand, of hundreds of images, give moments within a few percent.
-CELLS = 2**15
+# A solve looks at no more than this many places of all rows together, and where candidates are only compared, at fewer.
+CELLS = 2**14
+SKETCH = 2**12
 # Nor may its design matrix have more values than this: 32 MB in fp64.
 CELL_VALUES = 4e6
 
@@ -62,6 +63,8 @@ class Pass:
     y: Tensor | None = None
     loss: losses.Loss | None = None
     beta: float = 1.0
+    cells: int = CELLS
+    whole: Pass | None = field(default=None, repr=False)
 
     @property
     def modules(self) -> dict[str, Module]:
@@ -79,11 +82,21 @@ class Pass:
         if rows >= self.rows:
             return self
         if ("head", rows) not in self.memo:
-            cut = [{n: t[:rows] for n, t in group.items()} for group in (self.values, self.v, self.probe)]
-            self.memo["head", rows] = Pass(
-                self.arch, self.weights, *cut, self.nats, {"modules": self.modules}, None if self.y is None else self.y[:rows], self.loss, self.beta
-            )
+            self.memo["head", rows] = self._cut(rows)
         return self.memo["head", rows]
+
+    def sketch(self) -> Pass:
+        """The pass on few rows and places of maps, to compare candidates on; what is missing stays what it is for all rows."""
+        if self.cells <= SKETCH or all(self.places(n) is None and self.values[n].dim() == 2 for n in self.v):
+            return self
+        if "sketch" not in self.memo:
+            self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 16)), cells=SKETCH, whole=self)
+        return self.memo["sketch"]
+
+    def _cut(self, rows: int) -> Pass:
+        groups = [{n: t[:rows] for n, t in group.items()} for group in (self.values, self.v, self.probe)]
+        y = None if self.y is None else self.y[:rows]
+        return Pass(self.arch, self.weights, *groups, self.nats, {"modules": self.modules}, y, self.loss, self.beta, self.cells)
 
     def places(self, target: str) -> Tensor | None:
         """[rows, places]: the positions of each row of `target`'s map that solves look at; None: all of them.
@@ -95,7 +108,7 @@ class Pass:
 
     def spread(self, space: tuple[int, ...], columns: int) -> Tensor | None:
         """`places` for a map of positions `space` whose design matrix has so many columns."""
-        size, most = math.prod(space), max(1, int(min(CELLS, CELL_VALUES / columns)) // max(self.rows, 1))
+        size, most = math.prod(space), max(1, int(min(self.cells, CELL_VALUES / columns)) // max(self.rows, 1))
         if size <= most:
             return None
         if ("places", space, most) not in self.memo:
@@ -118,6 +131,8 @@ class Pass:
 
     def bottleneck(self, target: str) -> Tensor:
         """v less what the parents could do about it, by least squares: [rows, positions, units] (MATH: v-perp)."""
+        if self.whole is not None:
+            return self.whole.bottleneck(target)[: self.rows]
         if ("perp", target) not in self.memo:
             v, span, places = self.v[target], self.span(target), self.places(target)
             if places is None:
@@ -199,15 +214,15 @@ def observe(
     )
 
 
-def _width(arch: Architecture, name: str) -> int:
-    """Values in one row of an affine node's design matrix: positions times fan-in."""
-    return math.prod(arch.shapes[name][1:]) * math.prod(arch.params[f"{name}.weight"][1:])
+def kept_values(arch: Architecture) -> int:
+    """Values that a pass keeps of one row: every node's, and two gradients of every affine node's."""
+    every = sum(math.prod(arch.shapes[n]) for n in arch.order)
+    return every + 2 * sum(math.prod(arch.shapes[n]) for n in affine_nodes(arch))
 
 
-def affordable_rows(arch: Architecture, rows: int) -> int:
-    """`rows`, or fewer where the widest design matrix would hold more than MOST_VALUES."""
-    widest = max((_width(arch, n) for n in affine_nodes(arch)), default=1)
-    return min(rows, max(FEWEST_ROWS, int(MOST_VALUES // widest)))
+def affordable_rows(arch: Architecture, rows: int, share: float = 1.0) -> int:
+    """`rows`, or fewer where a pass would keep more than a share of MOST_VALUES of them."""
+    return min(rows, max(FEWEST_ROWS, int(share * MOST_VALUES // kept_values(arch))))
 
 
 def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:
@@ -222,14 +237,13 @@ def measure(
     arch: Architecture, weights: Mapping[str, Tensor], train: Fold, held: Fold, loss: losses.Loss, *, rows: int, seed: int, path: tuple[int | str, ...],
     curvature: str = "rademacher", seen: Pass | None = None,
 ) -> Evidence:
-    """Evidence from at most `rows` training rows and as many held-out ones; fewer where maps are large (MOST_VALUES).
+    """Evidence from at most `rows` training rows and as many held-out ones; fewer where maps are large (affordable_rows).
 
     `seen`: training rows gathered already, in place of a pass of their own.
     """
     weights = dict(weights)
-    rows = affordable_rows(arch, rows)
-    train = subsample(train, rows, seed, *path, "rows")
-    held = subsample(held, rows, seed, *path, "held")
+    train = subsample(train, affordable_rows(arch, rows), seed, *path, "rows")
+    held = subsample(held, affordable_rows(arch, rows, 0.5), seed, *path, "held")
     with torch.no_grad():
         values = run(arch.nodes, arch.order, materialise(arch, weights), {i: held.x for i in arch.inputs})
         beta = loss.calibrate(values[arch.outputs[0]], held.y)

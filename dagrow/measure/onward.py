@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Rows enough for so many multiply-accumulates of the whole network, and never fewer than these.
 WORK = 3e7
-FEWEST = 256
+FEWEST = 128
 
 
 def enough(seen: Pass) -> int:

@@ -13,6 +13,8 @@ from dagrow.graph import Architecture
 from dagrow.measure.features import call, design, grouped, template
 
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
+# A design matrix of more values is held in single precision, where what is rounding begins sooner.
+LARGE, RANK_LARGE = 1e6, 1e-5
 
 
 def affine_nodes(arch: Architecture) -> tuple[str, ...]:
@@ -47,11 +49,12 @@ class Span:
 
     def free(self, h: Tensor) -> Tensor:
         """Columns `h` [cells, columns] less what the parents can make of them."""
+        h = h.to(self.basis.dtype)
         return h - self.basis @ (self.basis.T @ h)
 
     def solve(self, h: Tensor) -> Tensor:
         """The parents' weights that come nearest to `h`: [columns of the design matrix, columns of h]."""
-        return self.back @ (self.basis.T @ h)
+        return self.back @ (self.basis.T @ h.to(self.basis.dtype)).double()
 
     def as_weights(self, arch: Architecture, target: str, solved: Tensor) -> dict[str, Tensor]:
         """`solved` [columns of the design matrix, target units] as values of the parents' parameters.
@@ -76,19 +79,20 @@ class Span:
 def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, places: Tensor | None) -> Span:
     # What a grouped convolution could still do differs from unit to unit: it is left in.
     whole = tuple(p for p in parents(arch, target) if not grouped(arch.nodes[p]))
-    parts = [design(arch.nodes[p], values[arch.nodes[p].inputs[0]], places).flatten(0, 1).double() for p in whole]
-    cells = len(parts[0]) if parts else (values[target].flatten(2).shape[2] if values[target].dim() > 2 else 1) * len(values[target])
-    if not parts and places is not None:
-        cells = places.numel()
-    x = torch.cat([*parts, torch.ones(cells, 1, dtype=torch.float64)], 1)
+    parts = [design(arch.nodes[p], values[arch.nodes[p].inputs[0]], places).flatten(0, 1) for p in whole]
+    z = values[target]
+    cells = len(z) * (z[0, 0].numel() if len(z) else 1) if places is None else places.numel()
+    large = cells * sum(p.shape[1] for p in parts) > LARGE
+    dtype = torch.float32 if large else torch.float64
+    x = torch.cat([*(p.to(dtype) for p in parts), torch.ones(cells, 1, dtype=dtype)], 1)
     # Columns of one length first: a feature of tiny scale is as good a parent as any.
-    norms = x.norm(dim=0)
+    norms = x.norm(dim=0).double()
     scale = torch.where(norms > 1e-150, 1 / norms, 0.0)
-    x = x * scale
-    values_, vectors = torch.linalg.eigh(x.T @ x)
-    keep = values_ > RANK * values_[-1]
-    back = vectors[:, keep] / values_[keep].sqrt()
-    return Span(whole, x @ back, back * scale.unsqueeze(1))
+    x = x * scale.to(dtype)
+    sizes, vectors = torch.linalg.eigh((x.T @ x).double())
+    keep = sizes > (RANK_LARGE if large else RANK) * sizes[-1]
+    back = vectors[:, keep] / sizes[keep].sqrt()
+    return Span(whole, x @ back.to(dtype), back * scale.unsqueeze(1))
 
 
 def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights: Mapping[str, Tensor]) -> Tensor | float:

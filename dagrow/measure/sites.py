@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dagrow.graph import Architecture
-from dagrow.measure.features import Unsupported, call, features, flat, propagate, template, with_units
+from dagrow.measure.features import Unsupported, call, flat, propagate, template, with_units
 from dagrow.measure.parents import moved, parents
 from dagrow.measure.proposals import Proposal
 from dagrow.measure.swaps import Swap
@@ -51,6 +51,24 @@ class Growing:
     def gradient(self, seen: Pass, target: str) -> Tensor:
         """The part of v that the change is measured against: [rows, positions, units]."""
         return seen.bottleneck(target)
+
+    def tested(self, seen: Pass, changes: dict[str, Tensor]) -> Tensor:
+        """Per row, what its slope says once the row itself is left out of the parents' fit: its spread is that of their mean.
+
+        The slope is a sum over rows of what is left of the change times what is missing, both less what the parents make of
+        them; each row's part of the latter fit shrinks its own residual by its leverage (MacKinnon & White 1985, HC3).
+        """
+        total = torch.zeros(seen.rows, dtype=torch.float64)
+        for target, change in changes.items():
+            left = seen.bottleneck(target)
+            if seen.places(target) is None:
+                span = seen.span(target)
+                free = span.free(change.flatten(0, 1).double()).view(left.shape)
+                kept = (1 - span.basis.square().sum(1)).clamp(min=1e-2).view(left.shape[:2])
+                total = total + ((free * left).sum(2) / kept).sum(1)
+            else:  # of a large map no position weighs much
+                total = total + (change * left).sum((1, 2), dtype=torch.float64)
+        return total
 
 
 class Shrinking:
@@ -136,11 +154,11 @@ class Drop(Shrinking):
         stays = torch.tensor([*proposal.keep, -1])
         change = {}
         for place, r in enumerate(self.readers):
-            x = features(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]].double())
-            weight = seen.weights[f"{r}.weight"].double()
+            node, weight = seen.arch.nodes[r], seen.weights[f"{r}.weight"].double()
+            x = seen.values[node.inputs[0]]
             after = (weight + proposal.shift.get(f"{r}.weight", torch.zeros(()))).flatten(1) * torch.isin(self.carried(seen, place), stays)
-            moved = x @ (after - weight.flatten(1)).T
-            change[r] = moved + proposal.shift.get(f"{r}.bias", torch.zeros(()))
+            lost = (after - weight.flatten(1)).view(weight.shape).to(x.dtype)
+            change[r] = flat(call(template(node, x.shape[1:]), x, lost, None)) + proposal.shift.get(f"{r}.bias", torch.zeros(())).to(x.dtype)
         return change
 
 
@@ -152,11 +170,13 @@ class Cut(Shrinking):
     survivors: tuple[str, ...]
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
-        lost = -flat(seen.values[self.node].double())
+        lost = -flat(seen.values[self.node])
         for s in self.survivors:
             if f"{s}.weight" in proposal.shift:
-                x = features(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]].double())
-                lost = lost + x @ proposal.shift[f"{s}.weight"].double().flatten(1).T + proposal.shift.get(f"{s}.bias", torch.zeros(()))
+                node = seen.arch.nodes[s]
+                x = seen.values[node.inputs[0]]
+                lost = lost + flat(call(template(node, x.shape[1:]), x, proposal.shift[f"{s}.weight"].to(x.dtype), None))
+                lost = lost + proposal.shift.get(f"{s}.bias", torch.zeros(())).to(x.dtype)
         return {self.node: lost}
 
 

@@ -84,6 +84,10 @@ class Swap:
             seen.memo["missing", target] = v - z * ((v * z).sum((0, 1)) / z.square().sum((0, 1)).clamp(min=1e-300))
         return seen.memo["missing", target]
 
+    def tested(self, seen: Pass, changes: Values) -> Tensor:
+        """Each row's slope: its parents are left as they are."""
+        return sum((c * self.gradient(seen, t)).sum((1, 2), dtype=torch.float64) for t, c in changes.items())
+
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
         """The Jacobian at the proposal's start times its step, by forward-mode differentiation."""
         start, there = ({b.param: b.values.double() for b in blocks} for blocks in (proposal.start, proposal.blocks))

@@ -37,8 +37,8 @@ class Aim:
     span: Span | None = None
 
     def free(self, h: Tensor) -> Tensor:
-        """Columns [cells, columns] less what the parents can make of them."""
-        return h if self.span is None else self.span.free(h)
+        """Columns [cells, columns] less what the parents can make of them, in the precision of `v`."""
+        return h.to(self.v.dtype) if self.span is None else self.span.free(h)
 
     def gram(self, h: Tensor) -> Tensor:
         """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns].
@@ -46,11 +46,12 @@ class Aim:
         The damping goes by the features alone: those active only on rows without curvature promise nothing, not everything.
         """
         scale = h.square().sum(-2).mean(-1) / len(self.v)
-        return damped(h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows, scale)
+        return damped((h.transpose(-1, -2) @ (h * self.weight.unsqueeze(-1)) / self.rows).double(), scale.double())
 
     def whitened(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Columns `h` [..., cells, columns] in the metric of their Gram matrix, transposed, and their energy per cell."""
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(self.gram(h)), h.transpose(-1, -2), upper=False)
+        root = torch.linalg.cholesky(self.gram(h)).to(h.dtype)
+        half = torch.linalg.solve_triangular(root, h.transpose(-1, -2), upper=False)
         return half, half.square().sum(-2)
 
     def gains(self, half: Tensor, energy: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ class Aim:
         Chance is the part of the squared slope that every row makes with itself: a unit that is active on a few lucky
         rows has nothing else.
         """
-        slope = half @ self.v / self.rows
-        chance = (energy * self.v.square().sum(1)).sum(-1) / self.rows**2
+        slope = (half @ self.v).double() / self.rows
+        chance = (energy * self.v.square().sum(1)).sum(-1, dtype=torch.float64) / self.rows**2
         return (slope.square().sum((-1, -2)) - chance) / 2
 
     def rows_of(self, first: int, last: int) -> Aim:
@@ -71,16 +72,16 @@ class Aim:
 
     def step(self, h: Tensor) -> Tensor:
         """The Newton step of columns `h` in the fan-out, in the metric of `v`: [columns, target units]."""
-        return torch.linalg.solve(self.gram(h), h.T @ self.v / self.rows)
+        return torch.linalg.solve(self.gram(h), (h.T @ self.v).double() / self.rows)
 
     def gain_of(self, h: Tensor, step: Tensor) -> Tensor:
         """Nats gained on these rows by a step found on others."""
-        moved = h @ step
+        moved = h @ step.to(h.dtype)
         return ((moved * self.v).sum() - (moved.square().sum(1) * self.weight).sum() / 2) / self.rows
 
     def less(self, h: Tensor) -> Aim:
         """The aim that is left once the columns `h` [cells, columns] have taken their step."""
-        return replace(self, v=self.v - (h * self.weight.unsqueeze(1)) @ self.step(h))
+        return replace(self, v=self.v - (h * self.weight.unsqueeze(1)) @ self.step(h).to(h.dtype))
 
 
 def damped(matrix: Tensor, scale: Tensor, ridge: float = 1e-2) -> Tensor:
@@ -94,7 +95,8 @@ def aim_at(seen: Pass, target: str) -> Aim:
     if ("aim", target) not in seen.memo:
         places = seen.places(target)
         metric = power(seen.curvature(target), -0.5, 1e-2)
-        probe = at(seen.probe[target], places).double().flatten(0, 1) @ metric
+        dtype = seen.span(target).basis.dtype
+        probe = at(seen.probe[target], places).to(dtype).flatten(0, 1) @ metric.to(dtype)
         weight = probe.square().sum(1) / probe.shape[1]
         weight = weight * seen.rows / weight.sum().clamp(min=1e-300)
         left = seen.bottleneck(target)
@@ -102,7 +104,7 @@ def aim_at(seen: Pass, target: str) -> Aim:
         if places is not None:  # sums over positions, from some of them
             share = left.shape[1] / places.shape[1]
             left = left.gather(1, places.unsqueeze(2).expand(-1, -1, left.shape[2]))
-        seen.memo["aim", target] = Aim(left.double().flatten(0, 1) @ metric * share, weight, metric, seen.rows, seen.span(target))
+        seen.memo["aim", target] = Aim(left.to(dtype).flatten(0, 1) @ metric.to(dtype) * share, weight, metric, seen.rows, seen.span(target))
     return seen.memo["aim", target]
 
 
@@ -118,7 +120,7 @@ def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> tuple[dict[str, T
     """
     fitted, shift = {}, {}
     for r, target, aim in zip(form.readers, form.targets, aims(form, seen), strict=True):
-        h = view[r].flatten(0, 1).double()
+        h = view[r].flatten(0, 1)
         fitted[r] = aim.metric @ aim.step(aim.free(h)).T
         for name, change in aim.span.as_weights(seen.arch, target, -aim.span.solve(h) @ fitted[r].T).items():
             shift[name] = shift[name] + change if name in shift else change

@@ -24,8 +24,7 @@ def exact_units(form: Units, full: Pass, units: int, options, key: tuple[int | s
     """
     seen = head(full, form, SEARCH_VALUES)
     sources = sources_of(seen, form)
-    x = sources.x.flatten(0, 1)
-    whiten = power(x.T @ x / len(x), -0.5, options.ridge)
+    whiten = power(sources.gram, -0.5, options.ridge)
     draws = torch.randn(options.starts, len(whiten), generator=stream(*key, "starts"), dtype=torch.float64)
     starts = torch.cat([even_directions(form, sources, seen, whiten, 2 * units), draws / draws.norm(dim=1, keepdim=True)])
     climbed = seen.head(2 * seen.rows // 3)
@@ -35,9 +34,9 @@ def exact_units(form: Units, full: Pass, units: int, options, key: tuple[int | s
 
 def even_directions(form: Units, sources: Sources, seen: Pass, whiten: Tensor, count: int) -> Tensor:
     """Eigenvectors of E[(w . v-perp) h h^T] for the main directions w of what is missing: the even part of a unit's signal."""
-    x = sources.x.flatten(0, 1) @ whiten
+    x = sources.x.flatten(0, 1).double() @ whiten
     found = []
-    for v in (aim.v for aim in aims(form, seen)):
+    for v in (aim.v.double() for aim in aims(form, seen)):
         if len(v) != len(x):
             continue
         _, _, main = torch.linalg.svd(v, full_matrices=False)
@@ -53,7 +52,7 @@ def best_units(form: Units, sources: Sources, seen: Pass, alpha: Tensor, units: 
     alpha = alpha / scale_of(sources, alpha)
     view, left, chosen = reader_view(form, sources.born(form, alpha), seen=seen), aims(form, seen), []
     # [candidates, cells, kernel] for each reader
-    columns = [aim.free(view[r].flatten(0, 1).double()).unflatten(1, (len(alpha), -1)).transpose(0, 1) for r, aim in zip(form.readers, left, strict=True)]
+    columns = [aim.free(view[r].flatten(0, 1)).unflatten(1, (len(alpha), -1)).transpose(0, 1) for r, aim in zip(form.readers, left, strict=True)]
     halves = [aim.whitened(h) for aim, h in zip(left, columns, strict=True)]
     for _ in range(min(units, len(alpha))):
         gains = sum(aim.gains(*half) for aim, half in zip(left, halves, strict=True))
@@ -81,7 +80,7 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
         with torch.enable_grad():
             born = sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten)
             view = reader_view(form, born, seen=seen)
-            views = [aim.free(view[r].flatten(0, 1).double()) for r, aim in zip(form.readers, whole, strict=True)]
+            views = [aim.free(view[r].flatten(0, 1)) for r, aim in zip(form.readers, whole, strict=True)]
             cut = [len(h) // rows * split for h in views]
             gain = sum(aim.gains(*aim.whitened(h[:k])) for aim, h, k in zip(climb, views, cut, strict=True))
         if step % 5 == 0 or step == steps:

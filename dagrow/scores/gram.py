@@ -8,8 +8,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from dagrow.measure import Cut, Drop, Evidence, Pass, Site, features, flat
-from dagrow.measure.features import grouped
+from dagrow.measure import Cut, Drop, Evidence, Pass, Site
+from dagrow.measure.features import at, design, grouped
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Proposal, Scorer
 from dagrow.scores.aims import power
@@ -45,7 +45,7 @@ class Gram(Scorer):
             raise Unsupported("it is read in groups")
         views, costs_of = [], []
         for place, r in enumerate(form.readers):
-            x = features(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]].double())
+            x = design(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]], seen.places(r)).double()
             x = torch.cat([x, torch.ones(*x.shape[:2], 1, dtype=x.dtype)], 2)
             carried = torch.cat([form.carried(seen, place), torch.tensor([-1])])
             views.append((x, carried))
@@ -78,8 +78,9 @@ class Gram(Scorer):
         weight = seen.weights[f"{reader}.weight"].double().flatten(1)
         h = x.flatten(0, 1)
         inverse = power(h.T @ h / len(h), -1.0, self.options.ridge)
-        v, probe = (flat(g[reader]).double().flatten(0, 1) for g in (seen.v, seen.probe))
-        positions = x.shape[1]
+        places, positions = seen.places(reader), x.shape[1]
+        v, probe = (at(g[reader], places).double().flatten(0, 1) for g in (seen.v, seen.probe))
+        share = seen.values[reader][0, 0].numel() / positions  # of a map's positions some stand for all
 
         def cost(units: list[int]) -> float:
             mine = torch.isin(carried, torch.tensor(units)).nonzero().flatten()
@@ -88,15 +89,16 @@ class Gram(Scorer):
             change = -(perp @ weight[:, mine].T)
             s = (change * v).sum(1).view(-1, positions).sum(1)
             t = (change * probe).sum(1).view(-1, positions).sum(1)
-            return -float(s.mean() - (t**2).mean() / 2)
+            return -share * float(s.mean() - (t**2).mean() / 2)
 
         return cost
 
     def _cut(self, seen: Pass, form: Cut) -> Proposal:
         if not form.survivors:
             return Proposal()
-        lost = flat(seen.values[form.node].double()).flatten(0, 1)
-        parts = [features(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]].double()).flatten(0, 1) for s in form.survivors]
+        places = seen.places(form.node)
+        lost = at(seen.values[form.node], places).double().flatten(0, 1)
+        parts = [design(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]], places).double().flatten(0, 1) for s in form.survivors]
         holder = next((s for s in form.survivors if f"{s}.bias" in seen.weights), None)
         h = torch.cat([*parts, torch.ones(len(lost), 1, dtype=torch.float64)], 1)
         if holder is None:

@@ -9,12 +9,14 @@ import pydantic
 import torch
 from torch import Tensor
 
-from dagrow.measure import Evidence, Link, Pass, Site, Units, features
+from dagrow.measure import Evidence, Link, Pass, Site, Units
+from dagrow.measure.features import design
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
+from dagrow.scores.aims import aim_at, power
 from dagrow.scores.exact import best_units, exact_units
 from dagrow.scores.screen import screen
-from dagrow.scores.units import Sources, Unsupported, head, linear_moments, power, proposal_of, sources_of
+from dagrow.scores.units import Sources, Unsupported, head, linear_moments, proposal_of, sources_of
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
 BLIND = 1e-6
@@ -61,40 +63,42 @@ class Natural(Scorer):
             return Proposal("singular", str(error).splitlines()[0])
 
     def _link(self, evidence: Evidence, form: Link, units: int) -> Proposal:
-        seen = evidence.train
-        x = features(form.frame.nodes[form.node], seen.values[form.source].double())
-        h, v = x.flatten(0, 1), seen.bottleneck(form.target).flatten(0, 1)
-        inverse = power(h.T @ h / (seen.rows * x.shape[1]), -1.0, self.options.ridge)
-        weight = power(seen.curvature(form.target), -1.0, 1e-2) @ (v.T @ h / seen.rows) @ inverse
+        seen, target = evidence.train, form.target
+        aim, node = aim_at(seen, target), form.frame.nodes[form.node]
+        h = design(node, seen.values[form.source], seen.places(target)).flatten(0, 1)
+        free = aim.free(h)
+        inverse = power((free.T @ free).double() / len(free), -1.0, self.options.ridge)
+        weight = aim.metric @ ((aim.v.T @ free).double() / seen.rows) @ inverse
+        shift = aim.span.as_weights(seen.arch, target, -aim.span.solve(h) @ weight.T)
         shape = form.frame.params[f"{form.node}.weight"]
-        return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),))
+        return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),), shift=shift)
 
     def _units(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         form = site.form
         seen = head(evidence.train, form)
         sources = sources_of(seen, form)
         memo = evidence.memo.setdefault((self.name, self.options, site.key), {})
-        if "directions" not in memo:
-            memo["directions"] = self._directions(form, sources, seen)
-        found: Directions = memo["directions"]
+        if "alpha" not in memo:  # in the order they are chosen, for the most units on offer; fewer are the first of them
+            memo["alpha"] = self._fan_ins(form, sources, seen, max(*site.units, units), (*key, site.key))
+        return proposal_of(form, sources, seen, memo["alpha"][:units])
+
+    def _fan_ins(self, form: Units, sources: Sources, seen: Pass, most: int, key: tuple[int | str, ...]) -> Tensor:
+        """Fan-ins worth having, [units, fan-in (+ 1)], the best first."""
+        found, sketch = self._directions(form, sources, seen), seen.sketch()
+        trial = sources if sketch is seen else sources_of(sketch, form)
         if found.blind:
-            # Searched once, for the most units on offer; fewer are the best of those.
-            if "exact" not in memo:
-                memo["exact"] = exact_units(form, seen, max(*site.units, units), self.options, (*key, site.key))
-            alpha = memo["exact"] if len(memo["exact"]) == units else best_units(form, sources, seen, memo["exact"], units)
-        else:
-            alpha = best_units(form, sources, seen, torch.cat([found.alpha[: 2 * units], -found.alpha[: 2 * units]]), units)
-        return proposal_of(form, sources, seen, alpha)
+            return best_units(form, trial, sketch, exact_units(form, seen, most, self.options, key), most)
+        first = found.alpha[: 2 * most]
+        return best_units(form, trial, sketch, torch.cat([first, -first]), most)
 
     def _directions(self, form: Units, sources: Sources, seen: Pass) -> Directions:
-        x = sources.x.flatten(0, 1)
-        whiten = power(x.T @ x / len(x), -0.5, self.options.ridge)
+        whiten = power(sources.gram, -0.5, self.options.ridge)
         moments, missing = linear_moments(form, sources, seen), 0.0
         parts = []
         for r, target in zip(form.readers, form.targets, strict=True):
             metric = power(seen.curvature(target), -0.5, 1e-2)
             v = seen.bottleneck(target)
-            missing += float(((v.sum(1) @ metric) ** 2).sum() / seen.rows)
+            missing += float(((v.sum(1).double() @ metric) ** 2).sum() / seen.rows)
             parts.append(torch.einsum("pqo,qr->pro", torch.einsum("ps,sqo->pqo", whiten, moments[r]), metric).flatten(1))
         u, sizes, _ = torch.linalg.svd(torch.cat(parts, 1), full_matrices=False)
         seen_at_all = sizes > NULL * sizes[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from dagrow.measure import Pass, Units, flat, propagate
 from dagrow.measure.features import Unsupported, call, design, grouped, template, with_units
+from dagrow.measure.parents import LARGE
 from dagrow.scores import Block, Proposal
 from dagrow.scores.aims import power, refit
 
@@ -25,6 +26,15 @@ class Sources:
     x: Tensor
     spans: dict[str, slice]
     constant: bool
+    memo: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def gram(self) -> Tensor:
+        """E[h h^T] over rows and places: [fan-in (+ 1), fan-in (+ 1)]."""
+        if "gram" not in self.memo:
+            x = self.x.flatten(0, 1)
+            self.memo["gram"] = (x.T @ x).double() / len(x)
+        return self.memo["gram"]
 
     def born(self, form: Units, alpha: Tensor) -> dict[str, Tensor]:
         """Pre-activations of units with fan-in rows `alpha` [units, fan-in (+ 1)]: writer -> [rows, units, *positions]."""
@@ -51,6 +61,13 @@ class Sources:
 
 def sources_of(seen: Pass, form: Units) -> Sources:
     """Raises Unsupported for grouped writers and readers, and for writers that work at different positions."""
+    key, last = (form.writers, form.sources), seen.memo.get("sources")
+    if last is None or last[0] != key:  # kept for the next number of units only: they are large
+        last = seen.memo["sources"] = key, _sources_of(seen, form)
+    return last[1]
+
+
+def _sources_of(seen: Pass, form: Units) -> Sources:
     if any(grouped(form.frame.nodes[r]) for r in form.readers):
         raise Unsupported("it is read in groups")
     if any(grouped(form.frame.nodes[w]) for w in form.writers):
@@ -62,14 +79,15 @@ def sources_of(seen: Pass, form: Units) -> Sources:
     places = seen.spread(spaces[0], fan_in + 1)
     parts, spans, start = [], {}, 0
     for w, source in zip(form.writers, form.sources, strict=True):
-        part = design(form.frame.nodes[w], seen.values[source], places).double()
+        part = design(form.frame.nodes[w], seen.values[source], places)
+        part = part.double() if part.numel() <= LARGE else part
         spans[w] = slice(start, start + part.shape[2])
         start += part.shape[2]
         parts.append(part)
     first = form.frame.nodes[form.writers[0]]
     constant = bool(getattr(first.attrs, "bias", False))
     if constant:
-        parts.append(torch.ones(*parts[0].shape[:2], 1, dtype=torch.float64))
+        parts.append(torch.ones(*parts[0].shape[:2], 1, dtype=parts[0].dtype))
     return Sources(seen, torch.cat(parts, 2), spans, constant)
 
 
@@ -118,8 +136,9 @@ def unit_order(form: Units, units: int) -> dict[str, Tensor]:
     return order
 
 
-# The sources of a map carried along the path, so many values at a time: 32 MB in fp32.
+# The sources of a map carried along the path, so many values at a time: 32 MB in fp32; and so many rows times positions in all.
 CARRIED = 8e6
+MOMENT_CELLS = 2**15
 
 
 def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tensor]:
@@ -132,9 +151,10 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
     order = unit_order(form, size)
     eye = torch.eye(size, dtype=torch.float64)
     each = max(1, int(CARRIED // (size * max(math.prod(form.frame.shapes[w][1:]) for w in form.writers))))
-    total: dict[str, Tensor] = {}
-    for start in range(0, seen.rows, each):
-        rows = slice(start, start + each)
+    widest = max(math.prod(form.frame.shapes[n][1:]) for n in (*form.writers, *form.readers))
+    most, total = min(seen.rows, max(16, MOMENT_CELLS // widest)), {}
+    for start in range(0, most, each):
+        rows = slice(start, min(start + each, most))
         part = replace(sources, seen=_Rows({s: seen.values[s][rows] for s in form.sources}))
         arrived = propagate(form.frame, form, part.born(form, eye), linear=True)
         for r, target in zip(form.readers, form.targets, strict=True):
@@ -144,7 +164,7 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
             with torch.enable_grad():
                 (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, _shaped(seen.bottleneck(target)[rows], form, r))
             total[r] = total[r] + grad.double() if r in total else grad.double()
-    return {r: g.flatten(1).unflatten(1, (size, -1)).permute(1, 0, 2) / seen.rows for r, g in total.items()}
+    return {r: g.flatten(1).unflatten(1, (size, -1)).permute(1, 0, 2) / most for r, g in total.items()}
 
 
 @dataclass
@@ -190,7 +210,9 @@ def proposal_of(form: Units, sources: Sources, seen: Pass, alpha: Tensor) -> Pro
 
 def scale_of(sources: Sources, alpha: Tensor) -> Tensor:
     """Standard deviation of each unit's pre-activation, summed over its writers: [units, 1]."""
-    return (sources.x.flatten(0, 1) @ alpha.detach().T).std(0, unbiased=False).clamp(min=1e-12).unsqueeze(1)
+    alpha, mean = alpha.detach(), sources.x.mean((0, 1), dtype=torch.float64)
+    variance = ((alpha @ (sources.gram - torch.outer(mean, mean))) * alpha).sum(1)
+    return variance.clamp(min=0).sqrt().clamp(min=1e-12).unsqueeze(1)
 
 
 __all__ = [

@@ -87,7 +87,8 @@ def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> G
         nats, error = amplitude * float(s.mean()) / 2, amplitude * stderr(s)
     else:
         amplitude, nats, error = 1.0, float(s.mean()) - curve / 2, stderr(s - t**2 / 2)
-    first = stderr(hs)
+    tested = site.form.tested(evidence.held, unseen) if site.form.grows else hs
+    first = stderr(tested)
     z = float(hs.mean()) / first if first > 0 else 0.0
     row = amplitude * hs - amplitude**2 * ht**2 / 2
     gain = Gain(nats, error, float(row.mean()), stderr(row), z, amplitude, quadratic=nats)
