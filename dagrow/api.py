@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,18 @@ import torch
 from dagrow import check
 from dagrow import spec as specs
 from dagrow.errors import RunError, UsageError
+from dagrow.export.files import check_place, placing
 from dagrow.grown import Grown, event_row, spec_of
 from dagrow.growth import Search
 from dagrow.planning import make_plan
-from dagrow.select import Trial
+from dagrow.report import gains
+from dagrow.scoring import Scores, scored
 from dagrow.spec import Spec
-from dagrow.standing import Network, Plan
+from dagrow.standing import Plan
 from dagrow.store import Run, graceful, manifest, manifest_difference
 
 STOPPING = "\nstopping after the work in progress; once more to stop at once\n"
+PLOTTED = 12  # candidates tried for a picture, unless told
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -168,39 +169,37 @@ def load(folder: str | os.PathLike) -> Grown:
     return Grown(folder)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One candidate edit: gain ± stderr in nats per sample as predicted, `checked` as measured by real forwards (None: not
-    among the best few), what it adds, the verdict (grow, noise, too dear, unsupported, shrink) and what speaks against it."""
-
-    edit: str
-    where: str
-    units: int | None
-    gain: float
-    stderr: float
-    z: float
-    checked: float | None
-    params: int
-    macs: int
-    verdict: str
-    reason: str = ""
-
-
 def score(
-    source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[str] = (), top: int | None = None, listen: Listener | None = None
-) -> list[Row]:
-    """Where the network lacks capacity: its candidate edits, best first.
+    source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[str] = (), top: int | None = None, verify: int | None = None,
+    plot: str | os.PathLike | None = None, listen: Listener | None = None,
+) -> Scores:
+    """Where the network lacks capacity: a list of its candidate edits, best first (scoring.Row), with what they rest on
+    (scoring.Scores: rows, rows_needed, bar, sites, alpha, train_loss, val_loss).
 
     source: a run (its folder or what `load` gave), scored as growth left it, or a spec, whose seed network is trained for
-    train.epochs.first first. Raises as `search` does.
+    train.epochs.first first. top: only so many. verify: how many of the best are tried by real forwards; None: as the
+    spec says, or 12 for a plot. plot: a .png, .svg or .pdf file for a picture of predicted and checked gains. Raises as
+    `search` does, and, before it computes, UsageError and DagrowError where the picture could not be made.
     """
     sets = _listed(sets)
+    if plot is not None:
+        gains.ready(plot)
+        check_place(plot)
+        verify = PLOTTED if verify is None else verify
+    scores = _scores(source, sets, top, verify, listen)
+    if plot is not None:
+        with placing(plot) as temporary:
+            gains.draw(scores, temporary, gains.FORMATS[Path(plot).suffix.lower()])
+    return scores
+
+
+def _scores(source: str | os.PathLike | Mapping | Spec | Grown, sets: list[str], top: int | None, verify: int | None, listen: Listener | None) -> Scores:
     if sets and (isinstance(source, Grown) or _is_folder(source)):
         raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="score the spec, or leave out --set")
-    if isinstance(source, Grown):
-        return _scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top)
     if _is_folder(source):
-        return score(Grown(source), top=top)
+        source = Grown(source)
+    if isinstance(source, Grown):
+        return scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top, verify)
     plan = make_plan(checked_of(source, sets))
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", {}, {}) as run, graceful() as stopping:
         work = Search(plan, run)
@@ -208,26 +207,8 @@ def score(
             event = work.advance()
             (listen or (lambda row: None))(event_row(event, plan))
             stopping.check("stopped; nothing was kept")
-        return _scored(plan, work.network, 0, top)
+        return scored(plan, work.network, 0, top, verify, work.gathered())
 
 
 def _is_folder(source: object) -> bool:
     return isinstance(source, str | os.PathLike) and os.path.isdir(source)
-
-
-def _scored(plan: Plan, network: Network, step: int, top: int | None) -> list[Row]:
-    work = Search.standing(plan, network, step)
-    found = work.candidates(price_first=False)
-    bench = work.bench(found)
-    shown = found[1:] if top is None else found[1 : top + 1]
-    best = [s.candidate.index for s in shown if s.part is not None][: plan.spec.score.verify]
-    checked = {i: bench.make(Trial(i)) for i in best}
-    rows = []
-    for s in shown:
-        c = s.candidate
-        measured = checked.get(c.index)
-        made = measured is not None and measured.arch is not None and math.isfinite(measured.checked)
-        reason = s.reason or (measured.outcome.status if measured is not None and measured.outcome.status != "ok" else "")
-        number = measured.checked if made else None
-        rows.append(Row(c.edit, c.where, c.units, c.gain, c.stderr, c.z, number, c.params, c.macs, c.verdict, reason))
-    return rows

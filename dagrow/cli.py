@@ -109,18 +109,22 @@ def score(
     source: Either,
     sets: Sets = None,
     top: Annotated[Optional[int], typer.Option("--top", min=1, metavar="N", help="Only the best N; left out: 15, with --json all.")] = None,  # noqa: UP045
+    verify: Annotated[Optional[int], typer.Option("--verify", min=0, metavar="N", help="Try the best N by real forwards; left out: as the spec says, 12 with --plot.")] = None,  # noqa: UP045
+    plot: Annotated[Optional[Path], typer.Option("--plot", metavar="FILE", help="Draw predicted and checked gains: .png, .svg or .pdf.")] = None,  # noqa: UP045
     as_json: AsJson = False,
 ) -> None:
     """Where the network lacks capacity: candidate edits, gain in nats per sample ± error, what they cost, and the verdict."""
     from dagrow import api
-    from dagrow.progress import score_table
+    from dagrow.scoretable import SHOWN, score_table
 
-    rows = api.score(source, sets=sets or (), top=top)
+    scores = api.score(source, sets=sets or (), top=top if as_json else top or SHOWN, verify=verify, plot=plot)
     if as_json:
-        for row in rows:
-            put(row.__dict__)
+        for row in scores.objects():
+            put(row)
     else:
-        score_table(rows, top or 15)
+        score_table(scores, top or SHOWN)
+    if plot is not None:
+        say(f"drawn in {plot}")
 
 
 @app.command("eval")

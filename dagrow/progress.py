@@ -1,16 +1,15 @@
-"""What a search says while it runs, and its tables: live on a terminal, one plain line per step elsewhere, JSON if asked."""
+"""What a search says while it runs and how it ended: live on a terminal, one plain line per step elsewhere, JSON if asked."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 
 
 class Progress:
@@ -24,7 +23,7 @@ class Progress:
             return Progress()
         return Live() if sys.stderr.isatty() else Lines()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +63,7 @@ class Live(Lines):
         self.bars = Bars(*columns, console=self.console, transient=True)
         self.task = self.bars.add_task("start", total=None, note="")
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 
@@ -86,7 +85,7 @@ class Live(Lines):
 def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: null instead."""
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     return [finite(v) for v in value] if isinstance(value, list | tuple) else value
@@ -121,27 +120,6 @@ def ending(row: dict[str, Any]) -> str:
         *(f"{name}: {path}" for name, path in row["exports"].items()),
     ]
     return "\n".join(rows)
-
-
-def score_table(rows: Sequence[Any], most: int | None = None) -> None:
-    """Candidate edits, best first, on stdout; at most `most` of them."""
-    left = len(rows) - len(rows[:most])
-    rows = rows[:most]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in (("edit", "left"), ("where", "left"), ("units", "right"), ("gain (nats)", "right"), ("checked", "right"),
-                       ("params", "right"), ("MACs", "right"), ("verdict", "left")):
-        table.add_column(name, justify=side, no_wrap=name != "where", overflow="fold")
-    for r in rows:
-        scored = r.verdict != "unsupported"
-        table.add_row(
-            r.edit, r.where, "" if r.units is None else str(r.units), f"{r.gain:+.4f} ± {r.stderr:.4f}" if scored else "",
-            "" if r.checked is None else f"{r.checked:+.4f}", f"{r.params:+d}", f"{r.macs:+d}", r.verdict + (f": {r.reason}" if r.reason else ""),
-        )
-    width = None if sys.stdout.isatty() else 200
-    console = Console(highlight=False, markup=False, width=width)
-    console.print(table if rows else "no edit is possible here")
-    if left:
-        console.print(f"and {left} more: --top {left + len(rows)} shows them")
 
 
 def eval_table(facts: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib
+import math
 import os
 import pickle
 import subprocess
@@ -144,7 +145,11 @@ def test_candidates_of_a_run_and_of_a_spec(grown) -> None:
         rows = dagrow.score(source)
         assert rows and all(row.edit == "deepen" and row.params > 0 for row in rows)
         assert [row.gain for row in rows] == sorted((row.gain for row in rows), reverse=True)
-    assert rows[0].verdict == "grow" and rows[0].checked > 0
+    assert rows[0].verdict == "grow" and rows[0].checked > 0 and rows[0].checked_stderr > 0 and rows[0].trial == "ok" and rows.best in rows
+    assert rows.sites == rows.signal == 1 and rows.bar == pytest.approx(1.6449, abs=1e-4) and rows.alpha == 0.05 and rows.candidates == len(rows)
+    assert rows.held_rows == 57 and 0 < rows.rows <= 318 and math.isfinite(rows.train_loss) and math.isfinite(rows.val_loss)
+    assert [row["rows"] for row in rows.objects()] == [rows.rows] * len(rows)
+    assert all(row.checked is None for row in dagrow.score(grown, verify=0))
     assert len(dagrow.score(FRIEDMAN, top=1)) == 1
     long = "{data: {source: wine, batch: 32}, model: {layers: [linear 3]}, train: {epochs: {first: 0}}, edits: [prune]" + " " * 400 + "}"
     assert dagrow.score(long) == []

@@ -203,9 +203,21 @@ def test_score_prints_a_table_or_json(dagrow, finished) -> None:
         code, out, _ = dagrow("score", source, "--json", "--top", "2")
         rows = [json.loads(line) for line in out.splitlines()]
         assert code == 0 and len(rows) == 2 and all(isinstance(row[key], kind) for row in rows for key, kind in SCORED.items())
-        assert isinstance(rows[0]["checked"], float) and all(row["verdict"] in ("grow", "noise", "too dear", "unsupported", "shrink") for row in rows)
-    code, out, _ = dagrow("score", finished, "--top", "2")
-    assert code == 0 and out.startswith("edit") and "±" in out and len(out.splitlines()) >= 3
+        assert isinstance(rows[0]["checked"], float) and all(row["verdict"] in ("grow", "noise", "trial", "too dear", "unsupported", "shrink") for row in rows)
+        assert all(row["checked_stderr"] > 0 and row["sites"] >= 1 and row["bar"] > 1.6 and 0 < row["rows"] <= 96 and "rows_needed" in row for row in rows)
+    code, out, err = dagrow("score", finished, "--top", "2")
+    assert code == 0 and re.match(r"The network lacks capacity at |Nothing ", out) and "±" in out and not err
+    assert "gain, nats" in out and "alpha 0.05" in out and "--top" in out and re.search(r"\d+ training rows told the sites apart, 20 held-out ones", out)
+    assert "\x1b" not in out
+    rows = [json.loads(line) for line in dagrow("score", finished, "--json", "--verify", "1")[1].splitlines()]
+    assert [row["checked"] is None for row in rows].count(False) == 1
+
+
+def test_score_draws_a_picture(dagrow, finished) -> None:
+    code, out, err = dagrow("score", finished, "--plot", "gains.png", "--top", "4", "--json")
+    assert code == 0 and "drawn in gains.png" in err and Path("gains.png").read_bytes().startswith(b"\x89PNG") and len(out.splitlines()) == 4
+    assert sum(json.loads(line)["checked"] is not None for line in out.splitlines()) > 2  # more than the spec's two are tried
+    assert sorted(os.listdir()) == ["base.yaml", "gains.png"]
 
 
 def test_eval_predict_export_and_show(dagrow, finished) -> None:
@@ -368,6 +380,8 @@ USAGE = [
     (["export", "RUN", "-o", "no/x.pt"], 2, "mkdir"), (["export", "RUN", "-o", "empty"], 2, "name a file"), (["predict", "RUN", "nofile.csv"], 2, "no such file"),
     (["predict", "RUN", "empty"], 2, "not a regular file"), (["predict", "RUN", "few.csv"], 2, "no column 'alcohol'"), (["predict", "RUN", "wide.npz"], 2, "expected [rows, 13]"),
     (["show", "RUN", "--format", "svg"], 2, "text or mermaid"), (["show", "nowhere"], 2, "cannot be read"), (["show", "RUN", "--set", "seed=3"], 2, "keeps its spec"),
+    (["score", "RUN", "--plot", "gains.jpg"], 2, "end its name in .png, .svg, .pdf"), (["score", "RUN", "--plot", "no/gains.svg"], 2, "mkdir"),
+    (["score", "RUN", "--plot", "empty"], 2, "end its name"), (["score", "RUN", "--verify", "-1"], 2, "--verify"),
     (["score", "RUN", "--set", "seed=3"], 2, "keeps its spec"), (["score", "RUN", "--top", "0"], 2, "--top"), (["check", "RUN"], 2, "dagrow resume"),
 ]  # fmt: skip
 

@@ -11,12 +11,8 @@ from dagrow.errors import UsageError
 from dagrow.store import durable
 
 
-@contextmanager
-def placing(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` to write; moved to `path` where the block ends well, removed where it does not.
-
-    UsageError: no such folder, a folder of that name, no permission, no space.
-    """
+def check_place(path: str | Path) -> Path:
+    """The path, where nothing seen beforehand speaks against writing a file there; raises as `placing` does."""
     path = Path(path)
     if not path.name or path.is_dir():
         raise UsageError(f"{path} is a folder", fix="name a file")
@@ -24,6 +20,18 @@ def placing(path: str | Path) -> Iterator[Path]:
         raise UsageError(f"{path} is not a plain file", fix="choose another place")
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}", fix=f"make it first: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: no permission in {path.parent}", fix="choose another place")
+    return path
+
+
+@contextmanager
+def placing(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write; moved to `path` where the block ends well, removed where it does not.
+
+    UsageError: no such folder, a folder of that name, no permission, no space.
+    """
+    path = check_place(path)
     temporary = path.with_name(_aside(os.getpid(), path))
     try:
         _sweep(path)
