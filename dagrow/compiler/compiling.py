@@ -17,6 +17,7 @@ from torch.fx import graph_module as fx_graph_module
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture
+from dagrow.graph.collecting import uncollected
 from dagrow.graph.node import build, built, copied
 from dagrow.rng import seed_of
 
@@ -65,6 +66,7 @@ def plain_name(name: str) -> str:
     return ".".join(segments)
 
 
+@uncollected()
 def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> Network:
     """A module, in training mode, that computes `arch` with clones of `weights` ("node.local" -> parameter or buffer).
 

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from dagrow.graph import moves
+from dagrow.graph.collecting import uncollected
 from dagrow.graph.labels import Label
 from dagrow.graph.node import Node
 from dagrow.graph.trace import Mark, Trace
@@ -133,7 +134,8 @@ def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs
         if known is not None:
             _CACHE.move_to_end(digest)
             return known
-    made = _read(Trace(FIND).network(nodes, order, outputs), nodes, tuple(order))
+    with uncollected():
+        made = _read(Trace(FIND).network(nodes, order, outputs), nodes, tuple(order))
     with _LOCK:
         _CACHE[digest] = made
         while len(_CACHE) > _CACHE_SIZE:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dagrow import ops
 from dagrow.errors import GraphError
+from dagrow.graph.collecting import uncollected
 
 SEGMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 Module = nn.Module | Callable[..., Tensor]
@@ -71,6 +72,7 @@ def apply(node: Node, name: str, module: Module, inputs: list[Tensor]) -> Tensor
         raise GraphError(f"{name!r}: {node.op} does not fit {given}: {str(error).splitlines()[0]}", node=name) from None
 
 
+@uncollected()
 def infer(nodes: Mapping[str, Node], order: Iterable[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, Module]]:
     """(shapes without the batch, modules in eval mode on the meta device), by running real ops on no memory, each form of node once."""
     shapes: dict[str, tuple[int, ...]] = {}
