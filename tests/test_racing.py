@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from seen_networks import LOSSES, NETWORKS, evidence_for, of, run, weights_for
+from test_growth import WINE, plan_of
 
-from dagrow import racing
+from dagrow import growth, racing
 from dagrow.applying import Applied, apply
+from dagrow.compiler import initialise
 from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
@@ -24,6 +26,7 @@ from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores.valuer import Gain
 from dagrow.select import REGISTRY as CHOOSERS
 from dagrow.select import Candidate
+from dagrow.standing import Network
 
 NATURAL = SCORERS.get("natural")(SCORERS.get("natural").Options(starts=2, steps=2))
 
@@ -216,6 +219,25 @@ def test_signal_of_an_early_look_stays(monkeypatch):
     assert found.rows == 512 and set(verdicts(found.scored[1:]).values()) == {"grow"}
 
 
+# ---- in a search
+
+def test_a_search_races_for_as_many_places_as_its_chooser_tries(monkeypatch):
+    """Where any site may be drawn, and where the spec says so, none is dropped."""
+    asked = []
+
+    def watched(*given, contenders, taken, **named):
+        asked.append((contenders, taken))
+        return race(*given, contenders=contenders, taken=taken, **named)
+
+    monkeypatch.setattr(growth, "race", watched)
+    for sets in ((), ("score.verify=5",), ("score.race=false",), ("select.by=metropolis",)):
+        plan = plan_of(WINE, *sets)
+        work = growth.Search.standing(plan, Network(plan.architecture, initialise(plan.architecture, 0), {}))
+        found = work.raced(tried=4)
+        assert found.rows == min(plan.spec.score.rows, len(plan.data.train.x)) and len(work.candidates()) == len(found.scored)
+    assert asked[::2] == [(4, 1), (5, 1), (None, 1), (None, 1)] and asked[1::2] == [(2, 1), (5, 1), (None, 1), (None, 1)]
+
+
 # ---- the same table
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "conv", "shared", "multiplier"])
@@ -244,7 +266,7 @@ def test_the_table_has_all_that_propose_has(name):
 def test_where_fewer_rows_save_nothing_all_are_looked_at_once():
     edits = listed("widen", "connect")
     full = proposed(clear(), edits)
-    for options in ({"least": racing.VALUES}, {"contenders": None}, {"least": 1, "contenders": 5}, {"first": 2048}):
+    for options in ({"least": racing.WORTHWHILE}, {"contenders": None}, {"least": 1, "contenders": 5}, {"first": 2048}):
         found = raced(clear(), edits, **{"contenders": 1} | options)
         assert [(s.candidate, s.gain, s.reason) for s in found.scored] == [(s.candidate, s.gain, s.reason) for s in full]
         assert found.rows == 2048 and found.scored.tested == full.tested == 5 and found.bar == NormalDist().inv_cdf(1 - 0.05 / 5)
@@ -268,5 +290,5 @@ def test_choosers_say_how_many_places_they_try():
         for example in rule.examples:
             looks = rule.looks(rule.Options(**example))
             assert looks is None or looks[0] >= looks[1] >= 1
-    greedy = CHOOSERS.get("greedy")
+    greedy = CHOOSERS.get("greedy")  # the bundle of the best is tried first, the best single ones beside it
     assert greedy.looks(greedy.Options(verify=2, bundle=3)) == (3, 3) and greedy.looks(greedy.Options()) == (3, 1)
