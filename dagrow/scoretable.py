@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SHOWN = 15
 PLAIN = str.maketrans({"±": "+-", "→": "->", "·": "-"})  # what a terminal without UTF-8 gets
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-NARROWEST, BARS = 12, (6, 16)  # columns of the names at least, of the bars at least and at most
+NARROWEST, BARS = 12, (4, 16)  # columns of the names at least, of the bars at least and at most
 SCREENED = "screened"
 HEADINGS = {  # verdict (or that it was screened out) -> what that means, how it looks
     "grow": ("signal, z beyond {bar:.1f} on held-out rows", "bold green"),
@@ -172,7 +172,7 @@ class _Grid:
         self.plain, self.fancy, self.width = plain, fancy, width
         self.digits = decimals(rows)
         self.largest = max((r.gain for r in rows if r.valued), default=0.0)
-        heads = ("gain, nats", f"z>{bar_z:.1f}" if bar_z else "z", "checked", "held-out", "params", "MACs")
+        heads = ("gain, nats", "held", f"z>{bar_z:.1f}" if bar_z else "z", "checked", "params", "MACs")
         self.widths = [max(map(len, column)) for column in zip(heads, *map(self._cells, rows), strict=True)]
         names = max((len(self._name(r)) for r in rows), default=0)
         free = width - sum(self.widths) - (len(heads) + 1) - BARS[0]
@@ -187,12 +187,12 @@ class _Grid:
 
     def _cells(self, row: Row) -> tuple[str, ...]:
         cost = tuple(human(n, sign=True) if n else "0" for n in (row.params, row.macs))
-        tried = number(row.checked, self.digits), number(row.checked_held, self.digits)
+        checked, unseen = number(row.checked, self.digits), number(row.unseen, self.digits)
         if not row.valued:
-            return "", "", *tried, *cost
+            return "", "" if row.checked_held is None else unseen, "", checked, *cost
         z = f"{row.z:.1f}" if row.verdict != "shrink" and row.stderr else ""
         gain = number(row.gain, self.digits) + (self.plain(f" ±{number(row.stderr, self.digits)}") if row.stderr else "")
-        return gain, z, *tried, *cost
+        return gain, unseen if row.stderr else "", z, checked, *cost
 
     def _line(self, name: str, drawn: str, cells: tuple[str, ...]) -> str:
         columns = [name.ljust(self.names), drawn.ljust(self.bars), *(c.rjust(w) for c, w in zip(cells, self.widths, strict=True))]

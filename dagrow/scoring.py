@@ -34,8 +34,8 @@ class Row:
     slope's standard error. checked ± checked_stderr: as measured by real forwards on the training rows; checked_held ±
     checked_held_stderr: on held-out rows (for what needs a trial, after an epoch of training, against the present network
     trained as long); None where it was not among the few tried. units: None for an edit that has no such number. params,
-    macs: what it adds. verdict: grow, noise, trial (only one can tell), shrink, too dear or unsupported. reason: what
-    speaks against it. trial: "ok", or what the real forwards found wrong; empty: not tried.
+    macs: what it adds. verdict: grow, noise, trial (only one can tell), shrink, too dear or unsupported; reason: why.
+    trial: "ok", or what the real forwards found wrong; empty: not tried.
     """
 
     edit: str
@@ -60,6 +60,11 @@ class Row:
     def valued(self) -> bool:
         """Whether there is a prediction."""
         return bool(self.gain or self.stderr)
+
+    @property
+    def unseen(self) -> float:
+        """What it brings on rows never trained on: as measured where it was tried, else as predicted."""
+        return self.held if self.checked_held is None else self.checked_held
 
     @property
     def failed(self) -> str:
@@ -167,7 +172,7 @@ def _row(s: Scored, tried: Measured | None, head: Candidate | None, bar: float, 
         made = {"checked_held": outcome.gain, "checked_held_stderr": outcome.stderr}
     elif outcome is not None and not outcome.trial.epochs and tried.arch is not None and math.isfinite(tried.checked):
         made = {"checked_held": tried.held, "checked_held_stderr": tried.held_stderr, "checked_stderr": paired.stderr(tried.arch, tried.weights)}
-    why = s.reason or (_noise(c, head, bar) if head is not None and c.verdict == "noise" else "")
+    why = s.reason or (_judged(c, head, bar) if head is not None and c.verdict in TESTED else "")
     units = c.units if "units" in edits.REGISTRY.get(c.edit).Options.model_fields else None
     return Row(
         c.edit, c.where, units, c.gain, c.stderr, c.z, tried.checked if "checked_stderr" in made else None, c.params, c.macs, c.verdict,
@@ -175,12 +180,14 @@ def _row(s: Scored, tried: Measured | None, head: Candidate | None, bar: float, 
     )  # fmt: skip
 
 
-def _noise(c: Candidate, head: Candidate, bar: float) -> str:
-    """Why a candidate counts as noise: its site's test, which its largest proposal stands for, or that nothing is gained."""
-    if head.z > bar or c.gain <= 0:
+def _judged(c: Candidate, head: Candidate, bar: float) -> str:
+    """How its site's test, which its largest proposal stands for, made a candidate what it is, where its own z does not say it."""
+    if c.verdict == "noise" and (head.z > bar or c.gain <= 0):
         return "no gain"
+    if c.verdict == "grow" and c.z > bar:
+        return ""
     digits = 1 if f"{head.z:.1f}" != f"{bar:.1f}" else 4
-    return ("" if head is c else f"judged at +{head.units}: ") + f"z {head.z:.{digits}f} < {bar:.{digits}f}"
+    return ("" if head is c else f"judged at +{head.units}: ") + f"z {head.z:.{digits}f} {'>' if head.z > bar else '<'} {bar:.{digits}f}"
 
 
 __all__ = ["Row", "Scores", "scored"]
