@@ -158,6 +158,18 @@ def refresh_norms(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold)
     After an edit the running statistics are those of the network before it; without this the first training step,
     which normalises by the batch's own, would jump.
     """
+    return _normed(arch, weights, fold, keep=True)
+
+
+def settle_norms(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold) -> Weights:
+    """Batch-norm statistics measured anew on `fold`, and nothing else: the function in eval mode becomes that of train mode.
+
+    Running statistics trail the weights. At a high learning rate what they are behind by would pass for missing capacity.
+    """
+    return _normed(arch, weights, fold, keep=False)
+
+
+def _normed(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, keep: bool) -> Weights:
     weights = dict(weights)
     norms = [n for n in arch.order if arch.nodes[n].rule.role == "norm"]
     if not norms:
@@ -170,19 +182,32 @@ def refresh_norms(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold)
             if node.op == "input":
                 values[name] = fold.x
                 continue
-            values[name] = modules[name](*(values[i] for i in node.inputs))
             if name in norms:
-                x = values[node.inputs[0]].double()
-                over = [0, *range(2, x.dim())]
-                mean, var = x.mean(over), x.var(over, unbiased=False)
-                old_mean, old_var, gamma, beta = (
-                    weights[f"{name}.{k}"].double() for k in ("running_mean", "running_var", "weight", "bias")
-                )
-                slope = gamma / (old_var + node.attrs.eps).sqrt()
-                fixed = {
-                    "running_mean": mean, "running_var": var, "weight": slope * (var + node.attrs.eps).sqrt(),
-                    "bias": beta + slope * (mean - old_mean),
-                }
-                dtype = weights[f"{name}.weight"].dtype
-                weights |= {f"{name}.{k}": v.to(dtype) for k, v in fixed.items()}
+                fixed = _fixed(values[node.inputs[0]], {k: weights[f"{name}.{k}"] for k in NORM}, node.attrs.eps)
+                if keep:
+                    values[name] = modules[name](values[node.inputs[0]])
+                else:
+                    fixed = {k: v for k, v in fixed.items() if k.startswith("running")}
+                for local, value in fixed.items():
+                    weights[f"{name}.{local}"] = value
+                    if not keep:
+                        modules[name]._buffers[local] = value
+                if keep:
+                    continue
+            values[name] = modules[name](*(values[i] for i in node.inputs))
     return weights
+
+
+NORM = ("running_mean", "running_var", "weight", "bias")
+
+
+def _fixed(x: Tensor, now: Mapping[str, Tensor], eps: float) -> Weights:
+    """The norm's statistics for the inputs `x`, and the weight and bias that make it the same function with them."""
+    over = [0, *range(2, x.dim())]
+    # In the data's own precision but for the squares: single precision is plenty for a mean of thousands.
+    mean = x.mean(over, dtype=torch.float64)
+    var = (x - mean.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))).square().mean(over, dtype=torch.float64)
+    old_mean, old_var, gamma, beta = (now[k].double() for k in NORM)
+    slope = gamma / (old_var + eps).sqrt()
+    made = {"running_mean": mean, "running_var": var, "weight": slope * (var + eps).sqrt(), "bias": beta + slope * (mean - old_mean)}
+    return {k: v.to(now[k].dtype) for k, v in made.items()}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from dagrow.applying import settle_norms
 from dagrow.compiler import compile_architecture, initialise
 from dagrow.data import Fold
 from dagrow.epochs import epoch_after, gathered_again, last_of_growth, leads_to_a_decision, rate_at
@@ -73,7 +74,7 @@ class Search:
             return self._commit("epoch", self._epoch(), began)
         if self.state.phase == "growth":
             reason = self._over()
-            kind, row = ("final", self._settle(reason)) if reason else ("step", self._decide())
+            kind, row, before = ("final", self._settle(reason), before) if reason else ("step", *self._decide())
             return self._commit(kind, {**row, "before_state": state.to_dict()}, began, before)
         return self._commit("done", self._finish(), began)
 
@@ -174,11 +175,12 @@ class Search:
 
     def raced(self, price_first: bool = True, tried: int = 0) -> Raced:
         """The candidates, and how many rows it took to tell them apart: enough to know the best `tried`, or as many as the chooser tries."""
-        state, network, score = self.state, self.network, self.spec.score
+        state, score = self.state, self.spec.score
         path = ("decide", state.step, len(state.banned))
+        seen, network = self.gathered(), self._settled(path)
         evidence = measure(
             network.arch, network.weights, self.plan.data.train, self.plan.data.val, self.plan.recipe.loss, rows=score.rows, seed=self.seed, path=path,
-            seen=self.gathered(),
+            seen=seen,
         )
         chooser, options = self.plan.chooser
         looked_at = chooser.looks(options) if score.race else None
@@ -187,6 +189,12 @@ class Search:
             evidence, self.plan.edits, self.plan.scorer, self.plan.limits, alpha=score.alpha, key=(self.seed, *path),
             price_first=price_first, banned=frozenset(state.banned), contenders=contenders and max(contenders, tried), taken=taken,
         )
+
+    def _settled(self, path: tuple[int | str, ...]) -> Network:
+        """From here on the network has the batch-norm statistics of its own weights."""
+        rows = subsample(self.plan.data.train, self.spec.score.rows, self.seed, *path, "rows")
+        self.network = replace(self.network, weights=settle_norms(self.network.arch, self.network.weights, rows))
+        return self.network
 
     def bench(self, scored: list[Scored]) -> Bench:
         network, path = self.network, ("decide", self.state.step, len(self.state.banned))
@@ -198,9 +206,10 @@ class Search:
             lr, self.seed, path,
         )
 
-    def _decide(self) -> dict:
-        state, before = self.state, self.network
-        scored = self.candidates()
+    def _decide(self) -> tuple[dict, Network]:
+        """(what the journal says, the network it was decided about)."""
+        state, scored = self.state, self.candidates()
+        before = self.network
         if state.step == 0:
             _refuse_if_all_too_dear(scored)
         chooser, options = self.plan.chooser
@@ -228,7 +237,7 @@ class Search:
             chooser=chooser.tell(options, state.chooser, shown, outcomes, None if null else taken.outcome.trial),
             best=self._better(val, before, len(self.run.events())), val=val, banned=() if not null else state.banned,
         )
-        return row
+        return row, before
 
     def _taken(self, done: Done, bench: Bench, made: dict[Trial, Measured]) -> Measured | None:
         """The chosen network, or None for the null edit; what the chooser took untried is tried now."""

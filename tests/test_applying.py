@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from random_networks import random_network, random_weights, rows_for
 from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, made, of, run, sites_of, weights_for
 
-from dagrow.applying import Applied, Part, apply, refresh_norms
+from dagrow.applying import Applied, Part, apply, refresh_norms, settle_norms
 from dagrow.compiler import compile_architecture, parameters_by_name
 from dagrow.data import Fold
 from dagrow.graph import Architecture, Refusal
@@ -276,3 +276,19 @@ def test_one_edit_is_the_bundle_of_one():
         one = made(arch, weights, part.edit, part.options, part.site, part.proposal)
         two = applied(arch, weights, part)
         assert one.arch == two.arch and all(torch.equal(one.full[n], two.full[n]) for n in one.full)
+
+
+def test_settled_statistics_are_those_of_the_rows_layer_by_layer():
+    """As a forward in train mode over all rows at once finds them, with nothing else changed."""
+    arch = NETWORKS["conv"]
+    weights, fold = weights_for(arch), fold_for(arch, "classification", rows=50)
+    settled = settle_norms(arch, weights, fold)
+    model = compile_architecture(arch, weights).train()
+    with torch.no_grad():
+        made = model(fold.x)
+    close(run(arch, settled, fold.x), made, 1e-9)
+    assert {n for n in weights if not torch.equal(weights[n], settled[n])} == {"n1.running_mean", "n1.running_var"}
+    again = settle_norms(arch, settled, fold)
+    assert all(torch.equal(again[n], settled[n]) for n in settled)
+    plain = NETWORKS["linear"]
+    assert settle_norms(plain, weights_for(plain), fold_for(plain, "classification")).keys() == weights_for(plain).keys()
