@@ -1,7 +1,8 @@
 """Where an edit would act, in terms a scorer understands. Edits and scorers meet only here.
 
-Every form names nodes of `frame`, an architecture in which they exist with at least one unit: the present one for
-edits of what is there, the rewritten one for edits that add nodes. A *target* is a pre-activation of the present
+Every form names nodes of `frame`, in which they exist with at least one unit: the present architecture for edits of what
+is there; for edits that add nodes the rewritten one, or the present one beside the nodes that would be added, of which
+only `nodes`, `shapes`, `params` and `buffers` can be asked. A *target* is a pre-activation of the present
 architecture, the output of an affine node, whose gradient says what is missing there.
 
 `effect` is the change a proposal makes at each target, to first order: target -> [rows, positions, units], fp64, and
