@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from seen_networks import close, evidence_for, of, sites_of
+from seen_networks import LOSSES, close, evidence_for, fold_for, of, sites_of, weights_for
 
+from dagrow.data import Fold
 from dagrow.graph import Architecture
-from dagrow.measure import Evidence, Pass, features, flat
+from dagrow.measure import Evidence, Pass, features, flat, measure
 from dagrow.measure.features import design
 from dagrow.scores import REGISTRY
 from dagrow.scores.valuer import value
@@ -47,8 +48,17 @@ def test_solves_on_some_places_come_near_those_on_all():
     for target in ("c", "d"):
         v, left, near = flat(whole.v[target]), whole.bottleneck(target), part.bottleneck(target)
         assert float((near - left).norm()) < 0.2 * float(left.norm()) and left.shape == near.shape == v.shape
-    evidence = Evidence(whole.arch, whole.weights, whole, whole)
-    few = Evidence(whole.arch, whole.weights, part, part)
-    for _, _, site in sites_of(whole.arch, "widen"):
-        one, two = (value(e, site, scorer("natural").propose(e, site, 2, (0,))) for e in (evidence, few))
-        assert two.nats > 0.8 * one.nats
+
+
+def test_units_solved_on_some_places_gain_what_units_solved_on_all_gain():
+    arch = wide(2).arch
+    x = fold_for(arch, "classification", 300).x
+    teacher = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = torch.conv2d(x, teacher, padding=1).relu().mean((2, 3)).argmax(1)
+    seen = measure(arch, weights_for(arch), Fold(x, y), Fold(x, y), LOSSES["classification"], rows=300, seed=0, path=()).train
+    for _, _, site in sites_of(arch, "widen"):
+        gains = []
+        for one in (some(seen, 300 * 144), some(seen, 300 * 36)):
+            evidence = Evidence(arch, seen.weights, one, one)
+            gains.append(value(evidence, site, scorer("natural").propose(evidence, site, 2, (0,))).nats)
+        assert gains[1] > 0.7 * gains[0] > 0, site.key
