@@ -50,10 +50,29 @@ def gather(arch, weights, task, fold, *, rows=12, window=None, batch=8, lr=0.0, 
     return (after, moments, report), watch.collect(after) if watched else None
 
 
+def in_order(seen):
+    """What was gathered, its rows put back in the order of the steps."""
+    places = torch.randperm(seen.rows, generator=stream(3, *PATH, "order"))
+    groups = {name: {n: t[places] for n, t in getattr(seen, name).items()} for name in ("values", "v", "probe")}
+    return replace(seen, **groups, y=seen.y[places], memo={})
+
+
 def rows_of(fold, rows, window, batch):
     """[(step, the rows that the step gives)], from the order that the epoch draws."""
     order = torch.randperm(len(fold.x), generator=stream(3, *PATH, "shuffle"))
     return [(step, order[step * batch :][:count]) for step, count in sorted(shares(rows, window, batch, len(fold.x)).items())]
+
+
+def test_the_first_rows_are_of_all_steps_alike():
+    """Those who look at the first rows only would see nothing but the oldest weights, if they lay in the order of the steps."""
+    arch = NETWORKS["linear"]
+    fold = fold_for(arch, "classification", rows=640)
+    _, seen = gather(arch, weights_for(arch), "classification", fold, rows=320, batch=32)
+    chosen = rows_of(fold, 320, None, 32)
+    step_of = {tuple(fold.x[row].tolist()): step for step, rows in chosen for row in rows}
+    among = [step_of[tuple(x.tolist())] for x in seen.head(160).values["x"]]
+    assert all(6 <= among.count(step) <= 26 for step, _ in chosen) and len(set(among)) == 10
+    assert torch.equal(in_order(seen).values["x"], fold.x[torch.cat([rows for _, rows in chosen])])
 
 
 @given(st.integers(1, 300), st.none() | st.integers(1, 40), st.integers(1, 40), st.integers(2, 400))
@@ -96,7 +115,7 @@ def test_a_gradient_of_the_batch_mean_becomes_one_of_a_sample(task):
 def test_without_steps_to_speak_of_it_is_a_pass_over_the_same_rows(name, task, window):
     arch, loss = NETWORKS[name], LOSSES[task]
     weights, fold = weights_for(arch), fold_for(arch, task, rows=30)
-    _, seen = gather(arch, weights, task, fold, rows=12, window=window)
+    seen = in_order(gather(arch, weights, task, fold, rows=12, window=window)[1])
     chosen = rows_of(fold, 12, window, 8)
     assert seen.rows == 12 and len(chosen) == (3 if window else 2)
     rows = torch.cat([part for _, part in chosen])
@@ -127,7 +146,7 @@ def test_with_batch_norm_gradients_are_those_of_training(name, task):
     """Brute force: the derivative of the batch's summed nats in single pre-activations, by differences, in train mode."""
     arch, loss = NETWORKS[name], LOSSES[task]
     weights, fold = weights_for(arch), fold_for(arch, task, rows=8)
-    _, seen = gather(arch, weights, task, fold, rows=5)
+    seen = in_order(gather(arch, weights, task, fold, rows=5)[1])
     ((_, chosen),) = rows_of(fold, 8, None, 8)
     x, y = fold.x[chosen], fold.y[chosen]
     variance = loss.variance(seen.values[arch.outputs[0]], y[:5])

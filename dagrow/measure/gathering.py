@@ -7,7 +7,7 @@ step's own backward comes by: they cost nothing. The curvature probe is one more
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,19 +90,22 @@ class Gathering:
     def collect(self, weights: Mapping[str, Tensor]) -> Pass | None:
         """What was gathered, on the CPU, as one fold under one likelihood; None where nothing was. `weights`: those at the end.
 
-        What the steps kept is given up on the way, so that no more than one tensor is there twice.
+        The rows lie in random order, as in a pass of its own: who looks at the first of them sees all steps alike, not the
+        oldest weights. What the steps kept is given up on the way, so that no more than one tensor is there twice.
         """
         steps, self._steps, self._modules = self._steps, [], {}
         if not steps:
             return None
-        values = {n: torch.cat([s.values.pop(n) for s in steps]).cpu() for n in self.arch.order}
-        out, y = values[self.arch.outputs[0]], torch.cat([s.y for s in steps]).cpu()
+        sizes = [len(s.y) for s in steps]
+        places = torch.randperm(sum(sizes), generator=stream(self.seed, *self.path, "order")).split(sizes)
+        values = {n: _dealt([s.values.pop(n) for s in steps], places) for n in self.arch.order}
+        out, y = values[self.arch.outputs[0]], _dealt([s.y for s in steps], places)
         variance = self.loss.variance(out, y)
         each = [self.loss.per_sample(s.batch, out.shape[1]) / variance for s in steps]
         v, probe = {}, {}
         for n in dict.fromkeys((*affine_nodes(self.arch), self.arch.outputs[0])):
-            v[n] = _joined([s.v.pop(n, None) for s in steps], each, steps, values[n])
-            probe[n] = _joined([s.probe.pop(n, None) for s in steps], [variance**-0.5] * len(steps), steps, values[n])
+            v[n] = _scaled([s.v.pop(n, None) for s in steps], each, places, values[n])
+            probe[n] = _scaled([s.probe.pop(n, None) for s in steps], [variance**-0.5] * len(steps), places, values[n])
         return Pass(self.arch, dict(weights), values, v, probe, float(self.loss.nats(out, y)), y=y, loss=self.loss)
 
 
@@ -111,12 +114,19 @@ def _first(t: Tensor, rows: int) -> Tensor:
     return t.detach() if rows == t.shape[0] else t.detach()[:rows].clone()
 
 
-def _joined(parts: list[Tensor | None], scales: list[float], steps: list[_Seen], like: Tensor) -> Tensor:
-    """The steps' parts one after another, each scaled; zeros where the loss does not reach the node."""
+def _dealt(parts: list[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """The steps' rows in one tensor on the CPU, each at its place."""
+    made = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
+    for part, rows in zip(parts, places, strict=True):
+        made[rows] = part.cpu()
+    return made
+
+
+def _scaled(parts: list[Tensor | None], scales: list[float], places: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The steps' rows, each step's scaled; zeros where the loss does not reach the node."""
     if parts[0] is None:
         return torch.zeros_like(like)
-    scale = torch.cat([torch.full((len(s.y),), c, dtype=torch.float64) for s, c in zip(steps, scales, strict=True)])
-    return torch.cat(parts).cpu().mul_(scale.to(like.dtype).view(-1, *[1] * (like.dim() - 1)))
+    return _dealt([part * scale for part, scale in zip(parts, scales, strict=True)], places)
 
 
 def _modules(arch: Architecture, model: nn.Module) -> dict[str, Module]:
