@@ -160,20 +160,24 @@ class Pass:
 
 @dataclass
 class Evidence:
-    """`train`: rows the proposals are fitted on; `held`: rows never trained on, which decide what is signal."""
+    """`train`: rows the proposals are fitted on; `held`: rows never trained on, which decide what is signal.
+
+    `now`: training rows as the network sees them now, to say how far the loss falls: gathered ones were seen by earlier weights.
+    """
 
     arch: Architecture
     weights: dict[str, Tensor]
     train: Pass
     held: Pass
     memo: dict = field(default_factory=dict)
+    now: Pass | None = None
 
     def head(self, rows: int) -> Evidence:
         """The same with at most `rows` training rows: what a race looks at first."""
         if rows >= self.train.rows:
             return self
         if ("head", rows) not in self.memo:
-            self.memo["head", rows] = Evidence(self.arch, self.weights, self.train.head(rows), self.held)
+            self.memo["head", rows] = Evidence(self.arch, self.weights, self.train.head(rows), self.held, now=self.now or self.train)
         return self.memo["head", rows]
 
 
@@ -241,7 +245,7 @@ def measure(
 
     `seen`: training rows gathered already, in place of a pass of their own.
     """
-    weights = dict(weights)
+    weights, all_rows = dict(weights), train
     train = subsample(train, affordable_rows(arch, rows), seed, *path, "rows")
     held = subsample(held, affordable_rows(arch, rows, 0.5), seed, *path, "held")
     with torch.no_grad():
@@ -251,4 +255,22 @@ def measure(
         arch, weights,
         observe(arch, weights, train, loss, stream(seed, *path, "probe"), curvature=curvature) if seen is None else seen,
         observe(arch, weights, held, loss, stream(seed, *path, "probe-held"), beta, curvature),
+        now=None if seen is None else glance(arch, weights, subsample(all_rows, enough(arch, seen.rows), seed, *path, "now"), loss),
     )
+
+
+def glance(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: losses.Loss) -> Pass:
+    """One forward over `fold`, in eval mode: a pass without gradients."""
+    modules = materialise(arch, weights)
+    with torch.no_grad():
+        values = run(arch.nodes, arch.order, modules, {i: fold.x for i in arch.inputs})
+    return Pass(arch, weights, values, {}, {}, float(loss.nats(values[arch.outputs[0]], fold.y)), {"modules": modules}, fold.y, loss)
+
+
+# Rows enough for so many multiply-accumulates of the whole network, and never fewer than these.
+LINE_WORK, LINE_ROWS = 3e7, 128
+
+
+def enough(arch: Architecture, rows: int) -> int:
+    """How many of so many rows a line through the network looks at."""
+    return min(rows, max(LINE_ROWS, int(LINE_WORK / max(arch.macs, 1))))

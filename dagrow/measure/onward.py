@@ -10,16 +10,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dagrow.measure.evidence import Pass
 
-# Rows enough for so many multiply-accumulates of the whole network, and never fewer than these.
-WORK = 3e7
-FEWEST = 128
-
-
-def enough(seen: Pass) -> int:
-    """How many of the pass's rows a line through the network looks at."""
-    return min(seen.rows, max(FEWEST, int(WORK / max(seen.arch.macs, 1))))
-
-
 def onward(seen: Pass, changes: Mapping[str, Tensor], amplitude: float) -> Tensor:
     """The network's output, in eval mode, with `amplitude` times `changes` added: target -> [rows, positions, units], of the first rows.
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Evidence, Pass, Site, flat
+from dagrow.measure.evidence import enough
 from dagrow.measure.features import Unsupported
-from dagrow.measure.onward import drops, enough
+from dagrow.measure.onward import drops
 from dagrow.scores import Block, Proposal
 
 Changes = dict[str, Tensor]
@@ -93,7 +94,9 @@ def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> G
     row = amplitude * hs - amplitude**2 * ht**2 / 2
     gain = Gain(nats, error, float(row.mean()), stderr(row), z, amplitude, quadratic=nats)
     if line and _finite(gain) and amplitude and evidence.train.loss is not None:
-        gain = _along(evidence, site, gain, changes, unseen, s)
+        if evidence.now is not None:
+            changes = site.form.effect(evidence.now, proposal)
+        gain = _along(evidence, site, gain, changes, unseen, float(s.mean()))
     return gain if _finite(gain) else Gain(status="nonfinite")
 
 
@@ -101,16 +104,15 @@ def _finite(gain: Gain) -> bool:
     return all(map(math.isfinite, (gain.nats, gain.stderr, gain.held, gain.held_stderr, gain.z, gain.amplitude)))
 
 
-def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen: Changes, s: Tensor) -> Gain:
+def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen: Changes, slope: float) -> Gain:
     """The gain as real forwards find it: from the second-order step on, each next amplitude by the parabola through the last drop."""
-    rows = enough(evidence.train)
-    part = {t: c[:rows] for t, c in changes.items()}
-    slope = float(s[:rows].mean())
+    seen, held = evidence.now or evidence.train, evidence.held
+    part, other = ({t: c[: enough(p.arch, p.rows)] for t, c in given.items()} for p, given in ((seen, changes), (held, unseen)))
     nats, amplitude, error, ahead = -math.inf, gain.amplitude, gain.stderr, gain.amplitude
     for step in range(MOST_STEPS if site.form.grows else 1):
         if step >= STEPS and nats > 0:
             break
-        drop, each = drops(evidence.train, part, ahead)
+        drop, each = drops(seen, part, ahead)
         if not math.isfinite(drop):
             ahead /= 8
             continue
@@ -119,10 +121,10 @@ def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen:
         bend = 2 * (slope * ahead - drop) / ahead**2
         vertex = slope / bend if bend > 0 and slope > 0 else ahead * FARTHEST
         ahead = min(max(vertex, ahead / 32), ahead * FARTHEST)
-    held, each = drops(evidence.held, {t: c[: enough(evidence.held)] for t, c in unseen.items()}, amplitude)
+    drop, each = drops(held, other, amplitude)
     if site.form.grows and nats <= 0:
         nats, amplitude = 0.0, gain.amplitude
-    return replace(gain, nats=nats, stderr=error, held=held, held_stderr=stderr(each), amplitude=amplitude)
+    return replace(gain, nats=nats, stderr=error, held=drop, held_stderr=stderr(each), amplitude=amplitude)
 
 
 def scaled(site: Site, proposal: Proposal, amplitude: float) -> Proposal:
