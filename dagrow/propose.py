@@ -191,21 +191,29 @@ def _screen(evidence: Evidence, scorer: Scorer, offered: list[Places], pricing: 
         return offered, None
     expected = {id(at): _expected(evidence, scorer, at) for at in growing}
     fits = {id(at): pricing.affordable(at) for at in growing}
-    known = np.concatenate([e[np.isfinite(e) & fits[k]] for k, e in expected.items()])
-    bar = np.partition(known, len(known) - refine)[len(known) - refine] if len(known) > refine else -np.inf
-    kept, left, room = [], [], refine - int((known > bar).sum())
+    # Half of the places go to the best of each edit: what is expected of different edits compares less well than of one.
+    sure = {k: _best(np.where(fits[k], e, np.nan), refine // (2 * len(growing))) for k, e in expected.items()}
+    others = np.concatenate([np.where(fits[k] & ~sure[k], e, np.nan) for k, e in expected.items()])
+    more = _best(others, refine - sum(int(s.sum()) for s in sure.values()))
+    kept, left, start = [], [], 0
     for at in offered:
         if id(at) not in expected:
             kept.append(at)
             continue
-        gains = expected[id(at)]
-        # Of equals at the bar the first are taken. What does not fit is priced, not scored.
-        equal = (gains == bar) & fits[id(at)]
-        full = ~np.isfinite(gains) | (gains > bar) | (equal & (np.cumsum(equal) <= room)) | ~fits[id(at)]
-        room -= int((equal & full).sum())
+        gains, stop = expected[id(at)], start + len(at.chosen)
+        # What the scorer does not say is scored in full; what does not fit is priced, not scored.
+        full = sure[id(at)] | more[start:stop] | ~np.isfinite(gains) | ~fits[id(at)]
         kept.append(at.but(at.chosen[full]))
         left.append((at.but(at.chosen[~full]), gains[~full]))
+        start = stop
     return kept, _Screened.of(left, pricing)
+
+
+def _best(gains: np.ndarray, count: int) -> np.ndarray:
+    """Which are the `count` largest, of equals the first; not-a-number never is."""
+    chosen = np.zeros(len(gains), bool)
+    chosen[np.argsort(-gains, kind="stable")[:count]] = True
+    return chosen & np.isfinite(gains)
 
 
 def _expected(evidence: Evidence, scorer: Scorer, at: Places) -> np.ndarray:

@@ -17,7 +17,7 @@ from dagrow.measure.evidence import parents
 from dagrow.measure.features import flat
 from dagrow.propose import Limits, places, propose
 from dagrow.scores import REGISTRY as SCORERS
-from dagrow.scores.screen import RIDGE, linear_shares, screen
+from dagrow.scores.screen import FLOOR, RIDGE, linear_shares, screen
 
 NATURAL = SCORERS.get("natural")(SCORERS.get("natural").Options(starts=2, steps=2))
 VECTORS = ("mlp", "residual", "shared")
@@ -52,10 +52,18 @@ def whitened(x, ridge):
     return torch.linalg.solve_triangular(torch.linalg.cholesky(gram + ridge * torch.linalg.eigvalsh(gram)[-1] * torch.eye(len(gram))), x.T, upper=False).T
 
 
+def new_part(seen, x, target):
+    """The share of each column's energy that the target's parents cannot make."""
+    own = torch.cat([seen.values[seen.arch.nodes[p].inputs[0]].double() for p in parents(seen.arch, target)], 1)
+    own = own - own.mean(0)
+    left = x - own @ torch.linalg.lstsq(own, x, driver="gelsd").solution
+    return (left.square().mean(0) / x.square().mean(0)).clamp(min=FLOOR)
+
+
 def by_hand(seen, sources, targets, ridge, together=False):
     """Squared singular values of the moment of sources whitened one by one (and then together), and the part of their sum that every row makes with itself."""
     x = torch.cat([whitened(seen.values[s], ridge) for s in sources], 1)
-    x = whitened(x, ridge) if together else x
+    x = whitened(x, ridge) if together else x / new_part(seen, x, targets[0]).sqrt()
     t = torch.cat([missing(seen, target) for target in targets], 1)
     chance = float((x.square().sum(1) * t.square().sum(1)).sum()) / seen.rows**2
     return torch.linalg.svdvals(x.T @ t / seen.rows).square(), chance
@@ -69,7 +77,7 @@ def test_a_connection_is_worth_half_its_natural_gradient_squared(name):
     assert len(found) == len(at.sites) > 0
     for site, gain in zip(at.sites, found, strict=True):
         squares, chance = by_hand(evidence.train, [site.form.source], [site.form.target], 1e-2)
-        assert gain == pytest.approx(max(float(squares.sum()) - chance, 0.0) / 2, rel=1e-3, abs=1e-6), site.key
+        assert gain == pytest.approx(max(float(squares.sum()) - chance, 0.0) / 2, rel=0.02, abs=1e-4), site.key
 
 
 @pytest.mark.parametrize("units", [1, 2, 3])
@@ -160,7 +168,14 @@ def test_only_the_best_are_scored_in_full_and_the_rest_stand_behind():
     for s in left:
         assert (s.candidate.params, s.candidate.macs) == (alone[s.candidate.key].params, alone[s.candidate.key].macs)
     expected = {site.key: g for at in places(evidence.arch, edits[:3]) for site, g in zip(at.sites, NATURAL.screen(evidence, at.sites), strict=True)}
-    assert min(expected[s.candidate.key] for s in growing) >= max(expected[s.candidate.key] for s in left)
+    ranked = sorted(expected, key=expected.__getitem__, reverse=True)
+    # Five places for three edits: five times a sixth is none sure for each, so the best of all.
+    assert {s.candidate.key for s in growing} == set(ranked[:5])
+    found = propose(evidence, edits, NATURAL, Limits(), alpha=0.05, key=(0,), refine=12)
+    full = {s.candidate.key for s in found[1 : found.valued] if s.candidate.verdict != "shrink"}
+    assert len(full) == 12
+    for kind in ("widen", "deepen", "connect"):
+        assert {k for k in ranked if k.startswith(kind)} & full >= set([k for k in ranked if k.startswith(kind)][:2])
 
 
 def test_few_sites_and_scorers_without_a_screen_are_scored_in_full():

@@ -4,7 +4,8 @@ Each source's features are centred and whitened by their own Gram matrix, each t
 The block of the product that a source and a target share is then the natural gradient of a connection between them: half
 its squared norm is what a connection gains, and half its largest squared singular values what so many new units gain,
 as far as their activation is linear. This ranks sites, it does not value them: a unit's curvature is taken to be that of
-its source on average, and the targets' parents to be unlike it.
+its source on average. What the target's parents can make of a feature they give way with, so that only the rest of its
+energy counts, feature by feature.
 
 A source that the target's own parents read has nothing linear left to give. What counts there is the even part of new
 units: random units of the source, less what the parents can make of them, whitened, against the same bottleneck.
@@ -31,6 +32,8 @@ from dagrow.rng import stream
 RIDGE = 1e-2  # of the curvature, relative to its largest eigenvalue, as where sites are valued
 CARRIES = ("activation", "sum", "norm")
 RANDOM = 16  # random units of a source
+OVERLAP = 512  # rows that say how alike sources are
+FLOOR = 0.05  # of a feature's energy is taken to be new at least
 BLOCK = 2**24  # values of one product, 64 MB
 VALUES, FEWEST = 2**22, 256  # of all vectors in all rows that are looked at; rows
 
@@ -122,6 +125,23 @@ class Field:
         solved = torch.cholesky_solve((a @ y.transpose(1, 2)).double() / self.seen.rows, half)
         return solved.float().transpose(1, 2) @ a
 
+    @cached_property
+    def free(self) -> Tensor:
+        """The share of each row of `phi` that a target's parents cannot make, [columns, targets]: what is new of a source."""
+        phi = self.phi[:, :OVERLAP]
+        energy = phi.square().mean(1)
+        made, place = torch.empty(len(phi), len(self.aims)), {n: k for k, n in enumerate(self.aims)}
+        widths = {n: self.columns(self.parents[n]).numel() for n in self.aims}
+        for names in _alike(widths, max(1, BLOCK // max(1, len(phi) * max(widths.values())))):
+            index = torch.stack([self.columns(self.parents[n]) for n in names])
+            once, back = torch.unique(index.flatten(), return_inverse=True)
+            cross = (phi[once] @ phi.T / phi.shape[1]).index_select(0, back).view(*index.shape, -1)
+            gram = cross.gather(2, index.unsqueeze(1).expand(-1, index.shape[1], -1)).double()
+            half = torch.linalg.cholesky(gram + 1e-5 * torch.eye(gram.shape[-1], dtype=gram.dtype)).float()
+            known = torch.linalg.solve_triangular(half, cross, upper=False).square().sum(1)
+            made[:, [place[n] for n in names]] = (1 - known / energy.clamp(min=1e-12)).clamp(FLOOR, 1).T
+        return made
+
     def target(self, name: str) -> str:
         """The target that stands for the sum of `name`."""
         return self.arch.meeting[name][0]
@@ -142,16 +162,19 @@ class Field:
         total, rank = np.zeros((len(s), len(t)), np.float32), np.ones((len(s), len(t)), np.float32)
         for sources, left in _runs(self.spans):
             phi, width = self.phi[left], len(sources)
-            energy = phi.square().view(width, -1, rows).sum(1)
+            energy = phi.square()
             for targets, right in _runs(self.aims, max(1, BLOCK // max(1, len(phi)))):
                 v = self.t[right]
                 n = (phi @ v.T).div_(rows).view(width, -1, len(targets), len(v) // len(targets)).transpose(1, 2)
+                free = self.free[left][:, [t[x] for x in targets]].view(width, -1, len(targets)).transpose(1, 2)
+                n = n * free.rsqrt().unsqueeze(3)
                 squares = n.square().sum((2, 3))
                 small = n if n.shape[3] <= n.shape[2] else n.transpose(2, 3)
                 small = small.reshape(-1, *small.shape[2:])
                 fourth = (small.transpose(1, 2) @ small).square().sum((1, 2)).view_as(squares)
                 # The part of a squared moment that every row makes with itself.
                 chance = energy @ v.square().view(len(targets), -1, rows).sum(1).T / rows**2
+                chance = (chance.view(width, -1, len(targets)).transpose(1, 2) / free).sum(2)
                 at = np.ix_([s[x] for x in sources], [t[x] for x in targets])
                 total[at] = (squares - chance).numpy()
                 rank[at] = (squares.square() / fourth.clamp(min=1e-30)).clamp(min=1.0).numpy()
