@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from seen_networks import LOSSES, NETWORKS, close, fold_for, of, weights_for
-from test_growth import BARE, WINE, exploding, plan_of, start, story, whole
+from test_growth import BARE, exploding, plan_of, start, story, whole
+from test_growth import WINE as WINE_GROWTH
 
 from dagrow import check
 from dagrow.compiler import compile_architecture, parameters_by_name
@@ -202,6 +203,7 @@ def test_only_the_rows_asked_for_are_kept():
         assert all(t.untyped_storage().nbytes() == 6 * t[0].numel() * t.element_size() for t in group.values())
 
 
+WINE = WINE_GROWTH | {"score": {**WINE_GROWTH.get("score", {}), "when": "training"}}
 DIGITS = {
     "name": "gathered", "data": {"source": {"name": "digits", "shape": "flat"}, "batch": 64, "normalise": "global"},
     "train": {"optimizer": {"name": "adamw", "lr": 0.003}, "epochs": {"first": 6, "between": 1, "final": 1}},
@@ -339,7 +341,7 @@ def test_a_run_that_dropped_where_the_epoch_began_takes_a_pass_of_its_own(tmp_pa
 def test_what_the_spec_may_say(setting):
     with pytest.raises(SpecError, match=setting.partition("=")[0].partition(".")[2]):
         check.load(WINE, [setting])
-    assert plan_of(WINE).spec.score.when == "training" and plan_of(WINE, "score.window=4").spec.score.window == 4
+    assert plan_of(WINE_GROWTH).spec.score.when == "own_pass" and plan_of(WINE, "score.window=4").spec.score.window == 4
 
 
 def test_the_module_needs_only_what_a_network_holds():

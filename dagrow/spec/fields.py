@@ -105,13 +105,14 @@ class TrainSpec(Options):
 class ScoreSpec(Options):
     """How new units are pointed, how many candidates are verified by real forwards, on how many rows, at which level.
 
-    when: the rows are gathered from the last `window` steps of training before a decision (None: as few as hold them), or
-    given a pass of their own. race: sites are scored on some of the rows first, and dropped where that is enough to tell.
+    when: the rows get a pass of their own at the decision (own_pass), or are gathered from the last `window` steps of training
+    before it (training; None: as few steps as hold them). race: sites are scored on some of the rows first, and dropped where
+    that is enough to tell.
     """
 
     by: _named("name") = Named(name="natural")
     verify: _whole(0, 1000) = 3
-    when: Literal["training", "own_pass"] = "training"
+    when: Literal["own_pass", "training"] = "own_pass"
     window: _whole(1, 2**24) | None = None
     rows: _whole(2, 2**24) = 1024
     alpha: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
