@@ -78,7 +78,15 @@ def shaken(kind: str, arch: Architecture, task: str) -> Evidence:
         weights = {n: w * 1e12 if n.endswith("weight") else w for n, w in weights.items()}
     if kind == "nan":
         weights = {n: w * math.nan if n.endswith("weight") and n.startswith(next(iter(arch.params))[:2]) else w for n, w in weights.items()}
+    if kind == "lowest":
+        weights = {n: w * 1e-38 if n.endswith("weight") else w for n, w in weights.items()}
+    if kind == "highest":
+        weights = {n: w * 1e38 if n.endswith("weight") else w for n, w in weights.items()}
     y = [f.y if task == "classification" else f.y.float() for f in (train, held)]
+    if kind == "bf16":
+        half = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
+        folds = [Fold(f.x.bfloat16(), v if task == "classification" else v.bfloat16()) for f, v in zip((train, held), y, strict=True)]
+        return measure(arch, half, *folds, LOSSES[task], rows=1000, seed=0, path=())
     if kind == "one class" and task == "classification":
         y = [torch.zeros_like(v) for v in y]
     folds = [Fold(change(f.x), v) for f, v in zip((train, held), y, strict=True)]
@@ -87,7 +95,7 @@ def shaken(kind: str, arch: Architecture, task: str) -> Evidence:
 
 KINDS = (
     "as it is", "constant column", "zeros", "equal columns", "equal rows", "tiny", "huge", "one large row", "scales apart", "one row",
-    "two rows", "three rows", "few rows", "dead", "zero weights", "huge weights", "nan", "one class",
+    "two rows", "three rows", "few rows", "dead", "zero weights", "huge weights", "lowest", "highest", "nan", "one class", "bf16",
 )  # fmt: skip
 
 
