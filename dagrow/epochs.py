@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,6 +12,10 @@ from dagrow.measure import Gathering, Pass
 from dagrow.standing import Network, Plan, State, load_network
 from dagrow.store import Event, Run
 from dagrow.train import EpochReport, Moments, steps_per_epoch
+
+# Epochs are committed together until they have made so many optimizer steps, or taken so many MACs to train: about a second.
+UNIT_STEPS = 500
+UNIT_WORK = 5_000_000_000
 
 
 def rate_at(plan: Plan, state: State, step: int, steps: int) -> float:
@@ -24,6 +29,24 @@ def leads_to_a_decision(plan: Plan, state: State) -> bool:
     """Whether, as far as can be told ahead, a decision comes right after the epoch after `state`."""
     budget = plan.spec.budget
     return state.phase == "growth" and state.epoch == state.epochs - 1 and state.step < budget.steps and state.nulls < budget.patience
+
+
+def goes_on(begun: State, state: State) -> bool:
+    """Whether the unit of work that began at `begun` and has come to `state` takes another epoch: by counts alone, never by the clock."""
+    done = state.updates - begun.updates >= UNIT_STEPS or state.work - begun.work >= UNIT_WORK
+    return state.epoch < state.epochs and not done
+
+
+def behind(state: State, network: Network, report: EpochReport) -> State:
+    """`state` with an epoch behind it."""
+    work = state.work + 3 * network.arch.macs * report.samples
+    mark = report.nats if state.mark is None else state.mark
+    return replace(state, epoch=state.epoch + 1, trained=state.trained + 1, updates=state.updates + report.steps, work=work, mark=mark)
+
+
+def epochs_in(event: Event) -> int:
+    """How many epochs an event of that kind holds; in runs without a list of losses it is one."""
+    return len(event.payload["losses"]) if "losses" in event.payload else 1
 
 
 def epoch_after(
@@ -43,7 +66,7 @@ def epoch_after(
 
 
 def last_of_growth(events: Sequence[Event]) -> tuple[Event, Event, str] | None:
-    """(the last epoch of growth, the event it began from, the prefix of its state and network there); None before the first.
+    """(the last epochs of growth, the event they began from, the prefix of its state and network there); None before the first.
 
     After an extension growth goes on from what a "final" event holds as "before_".
     """
@@ -57,7 +80,7 @@ def last_of_growth(events: Sequence[Event]) -> tuple[Event, Event, str] | None:
 
 
 def gathered_again(plan: Plan, run: Run, state: State, fold: Fold) -> Pass | None:
-    """What the epoch that led to `state` gathered, by computing it again, to the same bits, from the event it began from.
+    """What the epoch that led to `state` gathered, by computing its unit of work again, to the same bits, from the event that began from.
 
     None where no epoch led there directly, or where a run from before this was done has dropped what it began from.
     """
@@ -69,5 +92,8 @@ def gathered_again(plan: Plan, run: Run, state: State, fold: Fold) -> Pass | Non
     there = {f"{prefix}weights", f"{prefix}moments"} & set(begun.blobs) <= set(run.kept(begun))
     if (after.step, after.trained) != (state.step, state.trained) or "status" in reached.payload or not there:
         return None
-    weights, _, _, watch = epoch_after(plan, State.from_dict(begun.payload[f"{prefix}state"]), load_network(run, begun, prefix), fold, True)
-    return watch.collect(weights)
+    at, network, watch = State.from_dict(begun.payload[f"{prefix}state"]), load_network(run, begun, prefix), None
+    for left in reversed(range(epochs_in(reached))):
+        weights, moments, report, watch = epoch_after(plan, at, network, fold, gather=not left)
+        at, network = behind(at, network, report), Network(network.arch, weights, moments)
+    return watch.collect(network.weights)

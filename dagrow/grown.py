@@ -153,7 +153,7 @@ class Grown:
         return export.Bundle(arch, self.model, data.encoder, data.decoder, data.raw, meta)
 
     def _repr_html_(self) -> str:
-        rows = [{**r, "val_loss": r.get("val_loss"), "train_loss": r.get("train_loss", r.get("epoch_loss"))} for r in self.history]
+        rows = [{**r, "train_loss": r.get("train_loss", loss)} for r in self.history for loss in r.get("losses", [r.get("epoch_loss")])]
         return report.html(self.architecture, self.plan.spec.name) + report.history_html(rows)
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """The growth loop: train, find where expressive power is lacking, rewrite there, train on.
 
-`Search.advance` does one unit of work - an epoch, a decision, a change of phase - from values to values, and commits it.
+`Search.advance` does one unit of work - some epochs, a decision, a change of phase - from values to values, and commits it.
 State inside a unit is never saved: a unit that was lost is computed again to the same bits.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from dagrow.applying import settle_norms
 from dagrow.compiler import compile_architecture, initialise
 from dagrow.data import Fold
-from dagrow.epochs import epoch_after, gathered_again, last_of_growth, leads_to_a_decision, rate_at
+from dagrow.epochs import behind, epoch_after, epochs_in, gathered_again, goes_on, last_of_growth, leads_to_a_decision, rate_at
 from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
 from dagrow.measure import Pass, measure
@@ -71,7 +71,7 @@ class Search:
         if before is None:
             return self._commit("start", self._begin(), began)
         if self.state.epoch < self.state.epochs and not self._late():
-            return self._commit("epoch", self._epoch(), began)
+            return self._commit("epoch", self._epochs(began), began)
         if self.state.phase == "growth":
             reason = self._over()
             kind, row, before = ("final", self._settle(reason), before) if reason else ("step", *self._decide())
@@ -95,15 +95,19 @@ class Search:
             return f"nothing paid {state.nulls} times in a row"
         return "the time that the final phase needs is all that is left" if self._late() else ""
 
-    def _late(self) -> bool:
-        """Whether another epoch would overrun budget.time, less, while the network grows, what the final phase is owed."""
+    def _late(self, began: float = 0.0, epochs: int = 0) -> bool:
+        """Whether another epoch would overrun budget.time, less, while the network grows, what the final phase is owed.
+
+        began, epochs: when the unit of work in progress began, and how many epochs it has trained.
+        """
         budget = self.spec.budget.time
         if budget is None:
             return False
-        each = self._epoch_seconds()
+        spent = self.clock() - began if epochs else 0.0
+        each = spent / epochs if epochs else self._epoch_seconds()
         # Not more than half is owed: on a slow machine there would be no growth; the final phase is cut instead.
         owed = min(each * self.spec.train.epochs.final, budget / 2) if self.state.phase == "growth" else 0.0
-        return self.elapsed + each + owed >= budget
+        return self.elapsed + spent + each + owed >= budget
 
     def _grow_on(self) -> None:
         """After an extension growth goes on where it ended: from the network before the final phase."""
@@ -114,17 +118,25 @@ class Search:
 
     # -- training ---------------------------------------------------------------------------------------------------
 
+    def _epochs(self, began: float) -> dict:
+        """Epochs up to the end of the unit of work; fewer where the time is up."""
+        begun, losses, rows = self.state, [], 0
+        while True:
+            row = self._epoch()
+            losses.append(row["epoch_loss"])
+            rows += row["rows"]
+            if "status" in row or not goes_on(begun, self.state) or self._late(began, len(losses)):
+                return {**row, "rows": rows, "losses": losses}
+
     def _epoch(self) -> dict:
         state, self._seen = self.state, None
         fold = self._final_fold() if state.phase == "final" else self.folds["train"]
         weights, moments, report, watch = epoch_after(self.plan, state, self.network, fold, leads_to_a_decision(self.plan, state))
-        work = state.work + 3 * self.network.arch.macs * report.samples
-        mark = report.nats if state.mark is None else state.mark
-        ahead = replace(state, epoch=state.epoch + 1, trained=state.trained + 1, updates=state.updates + report.steps, work=work, mark=mark)
+        ahead = behind(state, self.network, report)
         row = {"epoch_loss": report.nats, "phase": state.phase, "rows": report.samples}
         # Nats add up over the outputs of a regression; a classification's are those of one label.
         allowed = DIVERGED * (self.plan.data.outputs if self.plan.data.task == "regression" else 1)
-        if report.finite and report.nats <= max(mark, 0.0) + allowed:
+        if report.finite and report.nats <= max(ahead.mark, 0.0) + allowed:
             self.state, self.network = ahead, Network(self.network.arch, weights, moments)
             if watch is not None:
                 self._seen = self._place(), watch.collect(weights)
@@ -148,8 +160,8 @@ class Search:
 
     def _epoch_seconds(self) -> float:
         """What an epoch takes, by those seen last."""
-        seen = [e.times["seconds"] for e in self.run.events()[-8:] if e.kind == "epoch"]
-        return sum(seen) / len(seen) if seen else 0.0
+        seen = [e for e in self.run.events()[-8:] if e.kind == "epoch"]
+        return sum(e.times["seconds"] for e in seen) / sum(epochs_in(e) for e in seen) if seen else 0.0
 
     # -- deciding ---------------------------------------------------------------------------------------------------
 
@@ -306,22 +318,18 @@ class Search:
         return event
 
     def tidy(self) -> None:
-        """Drops tensors that nothing can ask for any more, and lets the chooser show its state. Safe to repeat."""
-        self.run.prune(self._keep)
-        self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
+        """Drops tensors that nothing can ask for any more, and lets the chooser show its state. Safe to repeat.
 
-    def _keep(self, event: Event) -> list[str]:
-        """All of the last event, of the last decision and of the best one; of other decisions the network each began with.
-
-        When growth is over, also all that its last epoch began from: after an extension it gathers again.
+        Kept: all of the last event, of the last decision and of the best one; of other decisions the network each began
+        with; when growth is over, also all that its last epochs began from: after an extension they are gathered again.
         """
         events = self.run.events()
-        last = next(e.seq for e in reversed(events) if e.blobs)
-        decided = next((e.seq for e in reversed(events) if e.kind in ("step", "final")), None)
-        grown = last_of_growth(events) if self.state.phase != "growth" and self.spec.score.when == "training" else None
-        if event.seq in (last, decided, (self.state.best or {}).get("seq"), grown[1].seq if grown else None):
-            return list(event.blobs)
-        return [g for g in event.blobs if g == "before_weights"]
+        whole = {next(e.seq for e in reversed(events) if e.blobs), (self.state.best or {}).get("seq")}
+        whole.add(next((e.seq for e in reversed(events) if e.kind in ("step", "final")), None))
+        if self.state.phase != "growth" and self.spec.score.when == "training" and (grown := last_of_growth(events)):
+            whole.add(grown[1].seq)
+        self.run.prune(lambda event: list(event.blobs) if event.seq in whole else [g for g in event.blobs if g == "before_weights"])
+        self.plan.chooser[0].publish(self.state.chooser, self.run.folder)
 
 
 def _refuse_if_all_too_dear(scored: list[Scored]) -> None:

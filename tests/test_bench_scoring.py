@@ -60,7 +60,8 @@ def test_a_whole_search_and_its_epochs_again(tools):
 
 
 def test_what_gathering_costs_is_told_from_the_speed_of_the_other_epochs(tools):
-    events = [SimpleNamespace(kind=k) for k in ("start", "epoch", "epoch", "different", "step", "epoch", "final", "epoch", "done")]
+    kinds = ("start", "epoch", "different", "step", "epoch", "final", "epoch", "done")
+    events = [SimpleNamespace(kind=k, payload={"losses": [0.0, 0.0] if n == 1 else [0.0]}) for n, k in enumerate(kinds)]
     # The search ran at half the speed of the replay; the epoch before the decision took one second more than that.
     assert tools.search.extra_of_gathering(events, [2.0, 3.0, 2.0, 4.0], [1.0, 1.0, 1.0, 2.0]) == pytest.approx(1.0)
 

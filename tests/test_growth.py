@@ -38,6 +38,8 @@ CHOOSERS = {
     "schedule": {"by": "schedule", "steps": [{"step": s, "edit": e} for s, e in ((0, "widen"), (1, "deepen"), (1, "connect"), (2, "prune"))]},
 }  # fmt: skip
 
+GROW_TWICE = "{by: schedule, steps: [{step: 0, edit: widen}, {step: 2, edit: widen}]}"
+
 
 def plan_of(spec: dict, *sets: str):
     return make_plan(check.load(spec, sets))
@@ -80,6 +82,24 @@ def test_stopped_at_every_unit_of_work_it_ends_the_same(chooser, tmp_path):
         assert a == b
     assert [k for _, k, _, _ in one][:1] == ["start"] and one[-1][1] == "done"
     assert any(k == "step" and p["edit"] != "null" for _, k, p, _ in one)
+
+
+@pytest.mark.parametrize("steps, counts", [(1, [1] * 10), (8, [2, 1, 1, 1, 1, 2, 2]), (10**6, [3, 1, 1, 1, 4])])
+def test_how_many_epochs_share_a_commit_changes_no_bit(steps, counts, tmp_path, monkeypatch):
+    plan = plan_of(WINE, "budget.steps=3", "train.epochs.final=4", "budget.patience=9", "edits=[{widen: {units: [1, 2]}}]", f"select={GROW_TWICE}")
+    plain = whole(tmp_path / "plain", plan)
+    monkeypatch.setattr("dagrow.epochs.UNIT_STEPS", steps)
+    events = whole(tmp_path / "a", plan)
+    epochs = [p for _, k, p, _ in events if k == "epoch"]
+    assert [len(p["losses"]) for p in epochs] == counts and all(p["losses"][-1] == p["epoch_loss"] for p in epochs)
+    assert events[-1][3] == plain[-1][3] and [l for p in epochs for l in p["losses"]] == [l for _, k, p, _ in plain if k == "epoch" for l in p["losses"]]
+    assert stopped(tmp_path / "b", plan) == events
+
+
+def test_epochs_that_take_much_arithmetic_are_committed_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("dagrow.epochs.UNIT_WORK", 1)
+    events = whole(tmp_path / "a", plan_of(WINE, "budget.steps=1"))
+    assert all(len(p["losses"]) == 1 for _, k, p, _ in events if k == "epoch")
 
 
 def test_without_epochs_before_a_decision_too(tmp_path):

@@ -15,6 +15,7 @@ import dagrow.growth
 import dagrow.spec
 from dagrow import api
 from dagrow.compiler import initialise
+from dagrow.epochs import epochs_in
 from dagrow.graph import Architecture
 from dagrow.measure import Gathering
 from dagrow.planning import make_plan
@@ -72,7 +73,7 @@ def replayed(plan: Plan, events: list[Event]) -> tuple[list[float], float, int]:
     """(CPU seconds of each, elapsed seconds, steps) of the epochs of a search on its architectures, with nothing between them."""
     recipe, cpu, elapsed, steps = plan.recipe, [], 0.0, 0
     arch, weights, moments = None, {}, {}
-    for number, event in enumerate(e for e in events if e.kind == "epoch"):
+    for number, event in enumerate(e for e in events if e.kind == "epoch" for _ in range(epochs_in(e))):
         now = Architecture.from_dict(event.payload["architecture"])
         if arch is None or now.to_dict() != arch.to_dict():
             arch, moments = now, {slot: {} for slot in recipe.optimizer.slots}
@@ -87,7 +88,8 @@ def replayed(plan: Plan, events: list[Event]) -> tuple[list[float], float, int]:
 
 def extra_of_gathering(events: list[Event], during: list[float], plain: list[float]) -> float:
     """CPU seconds that the epochs right before a decision took beyond the same ones replayed, at the speed the others had."""
-    kinds = [e.kind for e in events if e.kind in ("epoch", "step", "final", "done")]
+    units = [e for e in events if e.kind in ("epoch", "step", "final", "done")]
+    kinds = [e.kind for e in units for _ in range(epochs_in(e) if e.kind == "epoch" else 1)]
     last = [after == "step" for kind, after in pairwise(kinds) if kind == "epoch"]
     sums = [[sum(s for s, mine in zip(side, last, strict=True) if mine == which) for side in (during, plain)] for which in (False, True)]
     (others, others_plain), (these, these_plain) = sums
@@ -99,7 +101,7 @@ def stretches(events: list[Event]) -> list[int]:
     counts = [0]
     for event in events:
         if event.kind == "epoch":
-            counts[-1] += 1
+            counts[-1] += epochs_in(event)
         elif event.kind == "step":
             counts.append(0)
     return counts
