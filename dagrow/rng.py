@@ -34,5 +34,6 @@ def torch_seeded(seed: int, *path: int | str) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, *path))
+        # Without an accelerator torch.manual_seed keeps a call stack for each kind there might be, at every call, for ever.
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed_of(seed, *path))
         yield
