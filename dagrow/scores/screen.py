@@ -40,6 +40,13 @@ VALUES, FEWEST = 2**22, 256  # of all vectors in all rows that are looked at; ro
 
 def screen(evidence: Evidence, sites: Sequence[Site], ridge: float) -> np.ndarray:
     """Nats each site may gain, [sites]; NaN for what is not understood. `ridge` of the sources' Gram matrices."""
+    try:
+        return _screened(evidence, sites, ridge)
+    except torch.linalg.LinAlgError:  # numbers that are none: no order, and no value in any of them
+        return np.zeros(len(sites))
+
+
+def _screened(evidence: Evidence, sites: Sequence[Site], ridge: float) -> np.ndarray:
     if ("screen", ridge) not in evidence.memo:
         evidence.memo["screen", ridge] = Field.of(evidence.train, ridge)
     field = evidence.memo["screen", ridge]
