@@ -74,7 +74,7 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
     split, rows = 2 * seen.rows // 3, seen.rows
     whole = aims(form, seen)
     climb, judge = ([aim.rows_of(*span) for aim in whole] for span in ((0, split), (split, rows)))
-    optimizer = torch.optim.Adam([a], lr=0.02)
+    optimizer = torch.optim.Adam([a], lr=0.08)
     best, best_gain = a.detach().clone(), -torch.inf
     for step in range(steps + 1):
         with torch.enable_grad():
