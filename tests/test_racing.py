@@ -147,7 +147,7 @@ def test_rows_needed_is_the_share_of_the_gain_that_so_many_leave():
 
 def looks_at(zs, sites: int, monkeypatch) -> None:
     """`propose` with z as `zs(rows, site)` says: gains so far apart that only signal matters."""
-    part = SimpleNamespace(site=SimpleNamespace(form=SimpleNamespace(trial=False)))
+    part = SimpleNamespace(site=SimpleNamespace(form=SimpleNamespace(trial=False)), proposal=SimpleNamespace(blocks=()))
 
     def told(evidence, edits, scorer, limits, *, alpha, key, price_first, banned, only):
         found = []
@@ -266,7 +266,7 @@ def test_the_table_has_all_that_propose_has(name):
 def test_where_fewer_rows_save_nothing_all_are_looked_at_once():
     edits = listed("widen", "connect")
     full = proposed(clear(), edits)
-    for options in ({"least": racing.WORTHWHILE}, {"contenders": None}, {"least": 1, "contenders": 5}, {"first": 2048}):
+    for options in ({"least": racing.WORTHWHILE}, {"contenders": None}, {"least": 1, "contenders": 5}, {"least": 1, "taken": 2}, {"first": 2048}):
         found = raced(clear(), edits, **{"contenders": 1} | options)
         assert [(s.candidate, s.gain, s.reason) for s in found.scored] == [(s.candidate, s.gain, s.reason) for s in full]
         assert found.rows == 2048 and found.scored.tested == full.tested == 5 and found.bar == NormalDist().inv_cdf(1 - 0.05 / 5)
