@@ -18,15 +18,18 @@ from dagrow.data import Fold
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, infer, run
 from dagrow.measure.features import at, flat
+from dagrow.measure.kept import Values, read_by_affine
 from dagrow.measure.parents import Span, affine_nodes, moved, parents, span_of
 from dagrow.rng import stream
 
 # Without a floor, directions go by the few rows that a converged network is unsure of. On nets of table T3 (4 seeds, Spearman with
 # line search, converged mlp): .87 without, .90 with .02, .97 with .1, whose candidates reach 15% less than those without.
 FLOOR = 0.02
-# What a pass keeps of its rows may have this many values, 240 MB in single precision; the held-out one half as many.
-MOST_VALUES = 6e7
+# What a pass keeps of its rows may have this many values, 120 MB in single precision; the held-out one half as many.
+MOST_VALUES = 3e7
 FEWEST_ROWS = 32
+# A pass is made of so many rows at a time: of as many as all nodes' values are 8 MB of, and no fewer than these.
+CHUNK_VALUES, FEWEST_CHUNK = 2**21, 64
 # A solve looks at no more than this many places of all rows together, and where candidates are only compared, at fewer.
 CELLS = 2**14
 SKETCH = 2**12
@@ -55,7 +58,7 @@ class Pass:
 
     arch: Architecture
     weights: Mapping[str, Tensor]
-    values: dict[str, Tensor]
+    values: Mapping[str, Tensor]
     v: dict[str, Tensor]
     probe: dict[str, Tensor]
     nats: float
@@ -75,7 +78,7 @@ class Pass:
 
     @property
     def rows(self) -> int:
-        return next(iter(self.values.values())).shape[0]
+        return self.values[self.arch.inputs[0]].shape[0]
 
     def head(self, rows: int) -> Pass:
         """The first `rows` rows (they were drawn at random), as a pass of its own; cached."""
@@ -87,14 +90,15 @@ class Pass:
 
     def sketch(self) -> Pass:
         """The pass on few rows and places of maps, to compare candidates on; what is missing stays what it is for all rows."""
-        if self.cells <= SKETCH or all(self.places(n) is None and self.values[n].dim() == 2 for n in self.v):
+        if self.cells <= SKETCH or all(self.places(n) is None and len(self.arch.shapes[n]) == 1 for n in self.v):
             return self
         if "sketch" not in self.memo:
             self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 16)), cells=SKETCH, whole=self)
         return self.memo["sketch"]
 
     def _cut(self, rows: int) -> Pass:
-        groups = [{n: t[:rows] for n, t in group.items()} for group in (self.values, self.v, self.probe)]
+        values = self.values.head(rows) if isinstance(self.values, Values) else {n: t[:rows] for n, t in self.values.items()}
+        groups = [values, *({n: t[:rows] for n, t in group.items()} for group in (self.v, self.probe))]
         y = None if self.y is None else self.y[:rows]
         return Pass(self.arch, self.weights, *groups, self.nats, {"modules": self.modules}, y, self.loss, self.beta, self.cells)
 
@@ -104,7 +108,7 @@ class Pass:
         Maps have more positions than a solve needs: what is asked is how features go together, and neighbours say it twice.
         """
         columns = sum(math.prod(self.arch.params[f"{p}.weight"][1:]) for p in parents(self.arch, target)) + 1
-        return self.spread(tuple(self.values[target].shape[2:]), columns)
+        return self.spread(tuple(self.arch.shapes[target][1:]), columns)
 
     def spread(self, space: tuple[int, ...], columns: int) -> Tensor | None:
         """`places` for a map of positions `space` whose design matrix has so many columns."""
@@ -185,8 +189,35 @@ def observe(
     arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: losses.Loss, generator: torch.Generator, beta: float = 1.0,
     curvature: str = "rademacher",
 ) -> Pass:
-    """One forward and two backwards over `fold`, in eval mode. `curvature`: the kind of probe (losses.Loss.probe)."""
-    modules = materialise(arch, weights)
+    """One forward and two backwards over `fold`, in eval mode, some rows at a time. `curvature`: the kind of probe (losses.Loss.probe)."""
+    modules, rows = materialise(arch, weights), len(fold.x)
+    every = sum(math.prod(arch.shapes[n]) for n in arch.order)
+    size = min(rows, max(FEWEST_CHUNK, int(CHUNK_VALUES // every)))
+    # A fold's residual variance is known when all its rows are: both cotangents are linear in what stands for it.
+    variance = None if size >= rows else 1.0
+    kept, v, probe = {}, {}, {}
+    for start in range(0, rows, size):
+        part = Fold(fold.x[start : start + size], fold.y[start : start + size])
+        for whole, seen in zip((kept, v, probe), _observed(arch, modules, part, loss, generator, beta, curvature, variance), strict=True):
+            for name, t in seen.items():
+                if name not in whole:
+                    whole[name] = t if size == rows else t.new_empty(rows, *t.shape[1:])
+                if size < rows:
+                    whole[name][start : start + size] = t
+    out = kept[arch.outputs[0]]
+    variance = loss.variance(out, fold.y) if variance else 1.0
+    if variance != 1.0:
+        for whole, scale in ((v, variance), (probe, variance if curvature == "empirical" else math.sqrt(variance))):
+            for name in whole:  # not in place: of a sum's summands all may share one tensor
+                whole[name] = whole[name] / scale
+    return Pass(arch, weights, Values(arch, modules, kept), v, probe, float(loss.nats(out, fold.y)), {"modules": modules}, fold.y, loss, beta)
+
+
+def _observed(
+    arch: Architecture, modules: Mapping[str, Module], fold: Fold, loss: losses.Loss, generator: torch.Generator, beta: float, curvature: str,
+    variance: float | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """(values that are kept, v, probe) of some rows, with that residual variance, or their own."""
     values: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
@@ -203,25 +234,18 @@ def observe(
             values[name] = made
         out = values[arch.outputs[0]]
         found.setdefault(arch.outputs[0], out if out.requires_grad else out.requires_grad_())
-        cotangent = loss.cotangent(out.detach(), fold.y, beta=beta)
-        probe = loss.probe(out.detach(), fold.y, generator, beta=beta, floor=FLOOR, kind=curvature)
-        zs = list(found.values())
+        cotangent = loss.cotangent(out.detach(), fold.y, beta=beta, variance=variance)
+        probe = loss.probe(out.detach(), fold.y, generator, beta=beta, variance=variance, floor=FLOOR, kind=curvature)
+        values, zs = {n: values[n].detach() for n in read_by_affine(arch)}, list(found.values())
         first = torch.autograd.grad(out, zs, cotangent, retain_graph=True, allow_unused=True)
         second = torch.autograd.grad(out, zs, probe, allow_unused=True)
-    zero = {n: torch.zeros_like(z) for n, z in found.items()}
-    return Pass(
-        arch, weights,
-        {n: t.detach() for n, t in values.items()},
-        {n: zero[n] if g is None else g for n, g in zip(found, first, strict=True)},
-        {n: zero[n] if g is None else g for n, g in zip(found, second, strict=True)},
-        float(loss.nats(out.detach(), fold.y)), {"modules": modules}, fold.y, loss, beta,
-    )
+    first, second = ({n: torch.zeros_like(z) if g is None else g for (n, z), g in zip(found.items(), grads, strict=True)} for grads in (first, second))
+    return values, first, second
 
 
 def kept_values(arch: Architecture) -> int:
-    """Values that a pass keeps of one row: every node's, and two gradients of every affine node's."""
-    every = sum(math.prod(arch.shapes[n]) for n in arch.order)
-    return every + 2 * sum(math.prod(arch.shapes[n]) for n in affine_nodes(arch))
+    """Values that a pass keeps of one row: of every node that an affine one reads, and two gradients of every affine node's."""
+    return sum(math.prod(arch.shapes[n]) for n in read_by_affine(arch)) + 2 * sum(math.prod(arch.shapes[n]) for n in affine_nodes(arch))
 
 
 def affordable_rows(arch: Architecture, rows: int, share: float = 1.0) -> int:
@@ -264,6 +288,7 @@ def glance(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: 
     modules = materialise(arch, weights)
     with torch.no_grad():
         values = run(arch.nodes, arch.order, modules, {i: fold.x for i in arch.inputs})
+    values = Values(arch, modules, {n: values[n] for n in read_by_affine(arch)})
     return Pass(arch, weights, values, {}, {}, float(loss.nats(values[arch.outputs[0]], fold.y)), {"modules": modules}, fold.y, loss)
 
 

@@ -15,16 +15,15 @@ def onward(seen: Pass, changes: Mapping[str, Tensor], amplitude: float) -> Tenso
 
     What does not lie below a target is as it was seen.
     """
-    rows = len(next(iter(changes.values())))
+    seen = seen.head(len(next(iter(changes.values()))))
     values: dict[str, Tensor] = {}
     modules = seen.modules
     for name in seen.arch.order:
         node = seen.arch.nodes[name]
-        old = seen.values[name]
         if any(i in values for i in node.inputs):
-            made = modules[name](*(values[i] if i in values else seen.values[i][:rows] for i in node.inputs))
+            made = modules[name](*(values[i] if i in values else seen.values[i] for i in node.inputs))
         elif name in changes:
-            made = old[:rows]
+            made = seen.values[name]
         else:
             continue
         if name in changes:

@@ -80,8 +80,8 @@ def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, place
     # What a grouped convolution could still do differs from unit to unit: it is left in.
     whole = tuple(p for p in parents(arch, target) if not grouped(arch.nodes[p]))
     parts = [design(arch.nodes[p], values[arch.nodes[p].inputs[0]], places).flatten(0, 1) for p in whole]
-    z = values[target]
-    cells = len(z) * (z[0, 0].numel() if len(z) else 1) if places is None else places.numel()
+    rows = len(next(iter(values.values())))
+    cells = rows * math.prod(arch.shapes[target][1:]) if places is None else places.numel()
     large = cells * sum(p.shape[1] for p in parts) > LARGE
     dtype = torch.float32 if large else torch.float64
     x = torch.cat([*(p.to(dtype) for p in parts), torch.ones(cells, 1, dtype=dtype)], 1)
@@ -103,12 +103,12 @@ def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights
         if f"{n}.weight" in weights:
             total = total + call(template(arch.nodes[n], x.shape[1:]), x, weights[f"{n}.weight"].to(x.dtype), None)
         if f"{n}.bias" in weights:
-            total = total + _broad(weights[f"{n}.bias"].to(x.dtype), values[n])
+            total = total + _broad(weights[f"{n}.bias"].to(x.dtype), len(arch.shapes[n]))
     for n in arch.consumers[_end(arch, target)]:
         if f"{n}.running_mean" in weights:
-            total = total - _broad(weights[f"{n}.running_mean"].to(values[target].dtype), values[target])
+            total = total - _broad(weights[f"{n}.running_mean"].to(x.dtype), len(arch.shapes[target]))
     return total
 
 
-def _broad(constant: Tensor, like: Tensor) -> Tensor:
-    return constant.view(1, -1, *[1] * (like.dim() - 2))
+def _broad(constant: Tensor, axes: int) -> Tensor:
+    return constant.view(1, -1, *[1] * (axes - 1))

@@ -11,6 +11,7 @@ architecture, the output of an affine node, whose gradient says what is missing 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,7 +40,7 @@ def given_way(seen: Pass, targets: tuple[str, ...], proposal: Proposal) -> dict[
         made = moved(seen.arch, seen.values, target, proposal.shift) if group not in done else 0.0
         done.add(group)
         if isinstance(made, Tensor):
-            change[target] = flat(made).expand(flat(seen.values[target]).shape)
+            change[target] = flat(made).expand(seen.rows, math.prod(seen.arch.shapes[target][1:]), -1)
     return change
 
 
