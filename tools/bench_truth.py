@@ -11,15 +11,16 @@ networks have no branches, every branch that could be removed once they were giv
 
 LS, the loss drop reached by line search: the lowest mean loss over all training rows along the candidate's amplitude, by
 forwards on a logarithmic grid from 1/1000 to 256 times the amplitude predicted and golden section around its best point; 0
-where none is lower. For regression LS is in nats with the residual variance fitted anew, as everywhere in dagrow; what is
-predicted expands the loss with the variance held, so the table's predicted/LS is against LS with the variance held (both are
-in the JSON). Only what the proposal names moves: all other weights stay, but in the columns "after".
+where none is lower. For regression LS is in nats with the residual variance fitted anew, as everywhere in dagrow; the
+expansions (quadratic, tiny) hold it, and their predicted/LS in the table is against LS with the variance held (both are in the
+JSON). Only what the proposal names moves: all other weights stay, but in the columns "after".
 
 after: Spearman of the prediction with the drop after so many more training steps, against the parent trained equally;
 LS-after: that of LS itself, which no prediction of LS can be expected to better.
 seen, blind: sites that do or do not read anything that the target's parents do not read (linear-blind). first: runs in which
 the best prediction is the site with the best LS; verified: the same once the best three were tried at the amplitudes a
-search tries; reached: the share of the best LS that these choices have. tiny: predicted is the published sum of lambda^2;
+search tries; reached: the share of the best LS that these choices have. quadratic: natural's candidates by their
+second-order value alone, without forwards. tiny: predicted is the published sum of lambda^2;
 tiny+line: the same candidates, priced by dagrow's valuer. natural, importance, empirical: dagrow's default scorer with the
 curvature from Rademacher probes (the default), importance-sampled labels, true labels.
 

@@ -40,14 +40,17 @@ class Contender:
     scorer: str
     curvature: str = "rademacher"
     published: bool = False
+    forwards: bool = True
 
     def promised(self, scorer: Scorer, evidence: Evidence, site: Site, gain: Gain) -> float:
-        return scorer.predicted(evidence, site, UNITS) if self.published else gain.nats
+        if self.published:
+            return scorer.predicted(evidence, site, UNITS)
+        return gain.nats if self.forwards else gain.quadratic
 
 
-# tiny: the published prediction; tiny+line: the same candidates under our valuer.
+# quadratic: natural's candidates by their second-order value alone. tiny: the published prediction; tiny+line: the same candidates under our valuer.
 GROWING = {
-    "natural": Contender("natural"), "importance": Contender("natural", "importance"), "empirical": Contender("natural", "empirical"),
+    "natural": Contender("natural"), "quadratic": Contender("natural", forwards=False), "importance": Contender("natural", "importance"), "empirical": Contender("natural", "empirical"),
     "tiny": Contender("tiny", published=True), "tiny+line": Contender("tiny"), "random": Contender("random"),
 }  # fmt: skip
 

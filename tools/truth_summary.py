@@ -137,7 +137,8 @@ _SHRINK = f"  {'':<11}{'Spearman':>9}{'other':>7}  {'predicted/real':<24}{'first
 
 
 def _grown(f: dict) -> str:
-    ranks, ratio, ls = f["spearman"], f.get("ratio_fixed", f["ratio"]), f["ls"]
+    fixed = f["scorer"] in ("quadratic", "tiny")  # expansions, with the variance held
+    ranks, ratio, ls = f["spearman"], f.get("ratio_fixed", f["ratio"]) if fixed else f["ratio"], f["ls"]
     after, best = (f.get(key, {"all": None})["all"] for key in ("spearman_after", "ls_after"))
     return (
         f"  {f['scorer']:<11}{_number(ranks['all'], 2):>9}{_number(ranks['seen'], 2):>6}{_number(ranks['blind'], 2):>6}{_number(after, 2):>7}{_number(best, 2):>9}"
