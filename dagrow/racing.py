@@ -50,9 +50,10 @@ KINDS = (GROWTH, ("shrink",), ("too dear",))
 class Raced:
     """The candidates as `propose` gives them, and what the choice rests on.
 
-    rows: training rows the choice between the sites needed. rows_needed: training rows that would capture all but LOST of
-    the best site's gain; None where nothing stands out. reason: how the race ended, in a line. bar: the z that a site must
-    exceed on all rows.
+    rows: training rows that proposals had to be fitted on to choose between the sites (how far each step lowers the loss is
+    asked by forwards on `Evidence.now`, which may be more). rows_needed: rows that would capture all but LOST of the best
+    site's gain; None where nothing stands out. reason: how the race ended, in a line. bar: the z that a site must exceed on
+    all rows.
     """
 
     scored: Proposed
@@ -82,13 +83,12 @@ def race(
 
     first: training rows of the first look; None: an eighth. contenders: how many places a chooser tries; None: any, so
     that all sites are scored on all rows. taken: how many of them it makes at once: a site is out when it is behind so many
-    by the intervals of their gains. least: with fewer rows than these, no more sites
-    than contenders, or several made at once (which are seldom told apart early), there is no time to save, and the first look
-    has all; 0: rows are saved whatever that takes. refit: those left when fewer rows were enough are proposed again
-    from all that are there, which is the last look.
+    by the intervals of their gains. least: with fewer rows than these, no more sites than contenders, or several made at
+    once (which are seldom told apart early), there is no time to save, and the first look has all; 0: rows are saved whatever
+    that takes. refit: those left when fewer rows were enough are proposed again from all that are there, the last look.
 
     A site that is out keeps the gain it had and comes behind those that are not; its verdict is "noise" at best, its reason
-    "dropped after N rows": gains from few rows are too high to be compared with gains from many.
+    "dropped after N rows": gains from few rows are not to be compared with gains from many.
     """
     rows, sites = evidence.train.rows, sum(len(p.chosen) for p in places(evidence.arch, edits))
     free = contenders is None or (least > 0 and (sites <= contenders or taken > 1 or rows < least))
