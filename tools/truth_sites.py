@@ -206,10 +206,11 @@ def branched(stage: Stage, rows: int) -> Stage:
         gain = value(evidence, site, proposal)
         if gain.status == "ok" and gain.nats > 0:
             parts.append((gain.nats, Part(edit, options, site, scaled(site, proposal, gain.amplitude))))
-    best = [part for _, part in sorted(parts, key=lambda p: -p[0])[:BRANCHES]]
-    grown = apply(stage.arch, stage.weights, stage.moments, stage.recipe.optimizer.slots, best, (stage.seed, *PATH, "newborn"))
-    if isinstance(grown, Refusal):
-        raise RuntimeError(grown.reason)  # noqa: TRY004  a value that says why not
+    best, grown = [], None
+    for _, part in sorted(parts, key=lambda p: -p[0]):
+        made_so = apply(stage.arch, stage.weights, stage.moments, stage.recipe.optimizer.slots, [*best, part], (stage.seed, *PATH, "newborn"))
+        if len(best) < BRANCHES and not isinstance(made_so, Refusal):  # some edits take the place of others
+            best, grown = [*best, part], made_so
     start = refresh_norms(grown.arch, grown.weights(), stage.train)
     weights, moments = more(stage, start, grown.moments, grown.arch, SETTLED, (*PATH, "branched"))
     return replace(stage, arch=grown.arch, weights=weights, moments=moments)
