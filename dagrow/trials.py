@@ -8,7 +8,7 @@ from functools import cache
 from math import inf, isfinite
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dagrow.applying import Applied, apply, refresh_norms
 from dagrow.compiler import compile_architecture, parameters_by_name, weights_of
@@ -81,19 +81,21 @@ class Bench:
     spent: int = 0
 
     def __post_init__(self) -> None:
-        self._before = self._nats(self.arch, self.weights)
-        self._tuned: dict[int, Mapping[str, Tensor]] = {0: self.weights}
+        parent = compile_architecture(self.arch, self.weights)
+        self._before = self._nats(parent)
+        self._tuned: dict[int, Tensor] = {0: outputs(parent, self.held.x)}
 
-    def _nats(self, arch: Architecture, weights: Mapping[str, Tensor]) -> float:
+    def _nats(self, model: nn.Module) -> float:
         """Mean nats on the training rows."""
-        return float(self.recipe.loss.nats(outputs(compile_architecture(arch, weights), self.rows.x), self.rows.y))
+        return float(self.recipe.loss.nats(outputs(model, self.rows.x), self.rows.y))
 
-    def _held(self, arch: Architecture, weights: Mapping[str, Tensor], epochs: int = 0) -> tuple[float, float]:
+    def _held(self, model: nn.Module, epochs: int = 0) -> tuple[float, float]:
         """(drop, standard error) in nats on held-out rows against the parent trained for `epochs` more, paired by row."""
-        if epochs not in self._tuned:
-            self._tuned[epochs] = self._fine_tune(self.arch, self.weights, self.moments, epochs)
         loss, fold = self.recipe.loss, self.held
-        old, new = (outputs(compile_architecture(*pair), fold.x) for pair in ((self.arch, self._tuned[epochs]), (arch, weights)))
+        if epochs not in self._tuned:
+            tuned = self._fine_tune(self.arch, self.weights, self.moments, epochs)
+            self._tuned[epochs] = outputs(compile_architecture(self.arch, tuned), fold.x)
+        old, new = self._tuned[epochs], outputs(model, fold.x)
         variance = loss.variance(old, fold.y)
         change = loss.each(old, fold.y, variance=variance).double() - loss.each(new, fold.y, variance=variance).double()
         drop = float(loss.nats(old, fold.y)) - float(loss.nats(new, fold.y))
@@ -120,11 +122,12 @@ class Bench:
     def _measured(self, trial: Trial, applied: Applied, grows: bool) -> Measured:
         amplitude = self._line(applied) if grows else 1.0
         weights = refresh_norms(applied.arch, applied.weights(amplitude), self.rows)
-        gain = checked = self._before - self._nats(applied.arch, weights)
-        drop, error = held = self._held(applied.arch, weights)
+        model = compile_architecture(applied.arch, weights)
+        gain = checked = self._before - self._nats(model)
+        drop, error = held = self._held(model)
         if trial.epochs:
             tuned = self._fine_tune(applied.arch, weights, applied.moments, trial.epochs)
-            gain, error = self._held(applied.arch, tuned, trial.epochs)
+            gain, error = self._held(compile_architecture(applied.arch, tuned), trial.epochs)
         finite = all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
         status = "ok" if finite and torch.isfinite(torch.tensor([gain, error])).all() else "nonfinite"
         if status == "ok" and grows and not amplitude:
@@ -144,7 +147,7 @@ class Bench:
                 for name, w in applied.weights(AMPLITUDES[place]).items():
                     if name in live:
                         live[name].copy_(w)
-            found = float(self.recipe.loss.nats(outputs(model, self.rows.x), self.rows.y))
+            found = self._nats(model)
             return found if isfinite(found) else inf
 
         # Its own amplitude, 1, is where the loss was lowest when each candidate was valued alone: seldom far from the best.
