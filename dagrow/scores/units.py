@@ -13,6 +13,7 @@ from dagrow.measure.features import Unsupported, call, design, grouped, template
 from dagrow.measure.parents import LARGE
 from dagrow.scores import Block, Proposal
 from dagrow.scores.aims import power, refit
+from dagrow.scores.balance import balanced
 
 # A design matrix may have this many values: 160 MB in fp64.
 MOST_VALUES = 2e7
@@ -205,7 +206,7 @@ def proposal_of(form: Units, sources: Sources, seen: Pass, alpha: Tensor) -> Pro
     blocks = sources.blocks(form, alpha, torch.float64, shapes) + column_blocks(form, len(alpha), omega, torch.float64, shapes)
     blocks += [Block(param, 0, values.double()) for param, values in follows.items() if param in shapes]
     finite = all(bool(torch.isfinite(t).all()) for t in (*(b.values for b in blocks), *shift.values()))
-    return Proposal("ok" if finite else "nonfinite", units=len(alpha), blocks=tuple(blocks), shift=shift)
+    return balanced(form, seen, Proposal("ok" if finite else "nonfinite", units=len(alpha), blocks=tuple(blocks), shift=shift))
 
 
 def scale_of(sources: Sources, alpha: Tensor) -> Tensor:

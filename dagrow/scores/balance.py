@@ -1,0 +1,53 @@
+"""How far each of several targets should follow the same new units: a Newton step in as many numbers as there are targets.
+
+The fan-out into each target is solved for as if the others stayed as they are. Where one tensor is read at several places
+(a residual stream, a concat) that counts twice what they do together; the curvature of all of them at once, from the rows'
+own slopes, says how far each should go, and whether one of them alone is better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dagrow.measure import Pass, Proposal, Units, flat
+from dagrow.measure.parents import end_of, parents
+
+RIDGE = 1e-2  # of the mean of the curvature's diagonal
+
+
+def balanced(form: Units, seen: Pass, proposal: Proposal) -> Proposal:
+    """The proposal with its fan-out into each group of targets that meet in one sum, and what gives way there, scaled."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for target in dict.fromkeys(form.targets):
+        groups.setdefault(parents(seen.arch, target), []).append(target)
+    if len(groups) < 2 or proposal.status != "ok":
+        return proposal
+    changes = form.effect(seen, proposal)
+    pairs = [_slopes(seen, {t: changes[t] for t in targets}) for targets in groups.values()]
+    s, t = (torch.stack(parts, 1) for parts in zip(*pairs, strict=True))
+    curve = t.T @ t / seen.rows
+    ridge = RIDGE * curve.diagonal().mean().clamp(min=1e-300)
+    share = torch.linalg.solve(curve + ridge * torch.eye(len(curve), dtype=curve.dtype), s.mean(0))
+    if not bool(torch.isfinite(share).all()) or float(s.mean(0) @ share) <= 0:
+        return proposal
+    # The valuer scales all of it together: only the proportions are said here.
+    share = share / share.abs().max()
+    scale, of = {}, dict(zip(groups, share.tolist(), strict=True))
+    for r, target in zip(form.readers, form.targets, strict=True):
+        scale[f"{r}.weight", 1] = of[parents(seen.arch, target)]
+    blocks = tuple(replace(b, values=b.values * scale.get((b.param, b.axis), 1.0)) for b in proposal.blocks)
+    return replace(proposal, blocks=blocks, shift={n: x * _share_of(seen, n, groups, of) for n, x in proposal.shift.items()})
+
+
+def _slopes(seen: Pass, changes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    s = sum((c * seen.bottleneck(t)).sum((1, 2), dtype=torch.float64) for t, c in changes.items())
+    return s, sum((c * flat(seen.probe[t])).sum((1, 2), dtype=torch.float64) for t, c in changes.items())
+
+
+def _share_of(seen: Pass, name: str, groups: dict, of: dict) -> float:
+    """The share of the group whose parents, or the norm behind them, hold the parameter."""
+    owner = name.rpartition(".")[0]
+    return next((of[g] for g in groups if owner in g or any(owner in seen.arch.consumers[end_of(seen.arch, t)] for t in groups[g])), 1.0)
