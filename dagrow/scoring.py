@@ -117,7 +117,7 @@ def scored(
     verify = plan.spec.score.verify if verify is None else verify
     work = Search.standing(plan, network, step, seen)
     raced = work.raced(price_first=False, tried=verify)
-    found = raced.scored
+    found, network = raced.scored, work.network  # with the batch-norm statistics that it was scored with
     bench, full = work.bench(found), found[1 : found.valued]
     heads = _heads(full)
     shown = sorted(full, key=lambda s: _rank(s.candidate.verdict))[:top]
