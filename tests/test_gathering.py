@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from seen_networks import LOSSES, NETWORKS, close, fold_for, of, weights_for
-from test_growth import BARE, exploding, plan_of, start, story, whole
+from test_growth import BARE as BARE_GROWTH
 from test_growth import WINE as WINE_GROWTH
+from test_growth import exploding, plan_of, start, story, whole
 
 from dagrow import check
 from dagrow.compiler import compile_architecture, parameters_by_name
@@ -203,7 +204,7 @@ def test_only_the_rows_asked_for_are_kept():
         assert all(t.untyped_storage().nbytes() == 6 * t[0].numel() * t.element_size() for t in group.values())
 
 
-WINE = WINE_GROWTH | {"score": {**WINE_GROWTH.get("score", {}), "when": "training"}}
+WINE, BARE = (spec | {"score": {**spec["score"], "when": "training"}} for spec in (WINE_GROWTH, BARE_GROWTH))
 DIGITS = {
     "name": "gathered", "data": {"source": {"name": "digits", "shape": "flat"}, "batch": 64, "normalise": "global"},
     "train": {"optimizer": {"name": "adamw", "lr": 0.003}, "epochs": {"first": 6, "between": 1, "final": 1}},
