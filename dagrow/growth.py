@@ -308,7 +308,7 @@ class Search:
         tensors = self.network.tensors()
         if before is not None:
             payload["before_architecture"] = before.arch.to_dict()
-            tensors |= before.tensors("before_")
+            tensors |= {f"before_{group}": named for group, named in (tensors if before is self.network else before.tensors()).items()}
         self._since = self.clock()
         seconds = self._since - began
         self.elapsed += seconds

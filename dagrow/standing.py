@@ -61,10 +61,10 @@ class Network:
     weights: dict[str, Tensor]
     moments: Moments
 
-    def tensors(self, prefix: str = "") -> dict[str, dict[str, Tensor]]:
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Groups for the journal: moments flat as "slot/param"."""
         flat = {f"{slot}/{name}": t for slot, named in self.moments.items() for name, t in named.items()}
-        return {f"{prefix}weights": self.weights, f"{prefix}moments": flat}
+        return {"weights": self.weights, "moments": flat}
 
     def row(self) -> dict[str, Any]:
         return {"params": self.arch.size, "macs": self.arch.macs, "architecture": self.arch.to_dict()}

@@ -141,7 +141,8 @@ class Run:
         """
         writer = self._writing()
         texts = kind, journal.canonical(payload), journal.canonical({**(times or {}), "at": time.time()})
-        packed = {group: blobs_.pack(named) for group, named in (tensors or {}).items()}
+        made = {id(named): blobs_.pack(named) for named in (tensors or {}).values()}  # the same mapping under two names is packed once
+        packed = {group: made[id(named)] for group, named in (tensors or {}).items()}
         names = {group: blobs_.digest(content) for group, content in packed.items()}
         row = (texts[0], texts[1], journal.canonical(names), texts[2])
         with _reasons(self.folder, "commit"):
