@@ -34,6 +34,6 @@ class Flat:
         Evaluated once per age in double precision, so an element's bits do not depend on the ages of the others.
         """
         table = [coefficient(age + self.taken) for age in self.ages]
-        if self.cohort is None:
+        if self.cohort is None or table.count(table[0]) == len(table):  # Adam's corrections come to the same number, exactly, once all are old
             return table[0]
-        return torch.tensor(table, dtype=self.values.dtype).to(self.values.device).index_select(0, self.cohort)
+        return torch.tensor(table, dtype=self.values.dtype, device=self.values.device).index_select(0, self.cohort)
