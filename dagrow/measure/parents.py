@@ -15,6 +15,8 @@ from dagrow.measure.features import call, design, grouped, template
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
 # A design matrix of more values is held in single precision, where what is rounding begins sooner.
 LARGE, RANK_LARGE = 1e6, 1e-5
+# Added to the Gram matrix of its columns of length 1: what they make of directions this small is rounding too.
+RIDGE_LARGE = 1e-5
 
 
 def affine_nodes(arch: Architecture) -> tuple[str, ...]:
@@ -29,7 +31,7 @@ def parents(arch: Architecture, target: str) -> tuple[str, ...]:
     return arch.meeting[target]
 
 
-def _end(arch: Architecture, name: str) -> str:
+def end_of(arch: Architecture, name: str) -> str:
     """Where a change of `name` goes whole and alone: the last of the sums that are its only reader, one after another."""
     while name not in arch.outputs and len(arch.consumers[name]) == 1 and arch.nodes[arch.consumers[name][0]].rule.role == "sum":
         name = arch.consumers[name][0]
@@ -38,23 +40,43 @@ def _end(arch: Architecture, name: str) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """`basis` [cells, rank]: orthonormal columns that span the parents' features and a constant; cells are the rows' places.
+    """`columns` [cells, rank] span the parents' features and a constant; cells are the rows' places.
 
-    `back` [columns, rank] makes the basis of the design matrix of `nodes`, whose last column is the constant's.
+    They are orthonormal, or `inverse` [rank, rank] is that of their Gram matrix. `back` [columns of the design matrix, rank]
+    makes them of the design matrix of `nodes`, whose last column is the constant's.
     """
 
     nodes: tuple[str, ...]
-    basis: Tensor
+    columns: Tensor
     back: Tensor
+    inverse: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.columns.dtype
+
+    @property
+    def basis(self) -> Tensor:
+        """Orthonormal columns of the same span."""
+        return self.columns if self.inverse is None else self.columns @ torch.linalg.cholesky(self.inverse).to(self.dtype)
+
+    def leverage(self) -> Tensor:
+        """How much each cell weighs in its own fit, 0 to 1: [cells]."""
+        fit = self.columns if self.inverse is None else self.columns @ self.inverse.to(self.dtype)
+        return (fit * self.columns).sum(1)
+
+    def _fit(self, h: Tensor) -> Tensor:
+        slope = self.columns.T @ h
+        return slope if self.inverse is None else (self.inverse @ slope.double()).to(self.dtype)
 
     def free(self, h: Tensor) -> Tensor:
         """Columns `h` [cells, columns] less what the parents can make of them."""
-        h = h.to(self.basis.dtype)
-        return h - self.basis @ (self.basis.T @ h)
+        h = h.to(self.dtype)
+        return torch.addmm(h, self.columns, self._fit(h), alpha=-1)
 
     def solve(self, h: Tensor) -> Tensor:
         """The parents' weights that come nearest to `h`: [columns of the design matrix, columns of h]."""
-        return self.back @ (self.basis.T @ h.to(self.basis.dtype)).double()
+        return self.back @ self._fit(h.to(self.dtype)).double()
 
     def as_weights(self, arch: Architecture, target: str, solved: Tensor) -> dict[str, Tensor]:
         """`solved` [columns of the design matrix, target units] as values of the parents' parameters.
@@ -68,7 +90,7 @@ class Span:
             made[f"{n}.weight"] = solved[start : start + width].T.reshape(shape)
             start += width
         holder = next((f"{n}.bias" for n in parents(arch, target) if f"{n}.bias" in arch.params), None)
-        readers = arch.consumers[_end(arch, target)]
+        readers = arch.consumers[end_of(arch, target)]
         if holder is not None:
             made[holder] = solved[-1]
         elif len(readers) == 1 and arch.nodes[readers[0]].rule.role == "norm":
@@ -88,8 +110,13 @@ def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, place
     # Columns of one length first: a feature of tiny scale is as good a parent as any.
     norms = x.norm(dim=0).double()
     scale = torch.where(norms > 1e-150, 1 / norms, 0.0)
-    x = x * scale.to(dtype)
-    sizes, vectors = torch.linalg.eigh((x.T @ x).double())
+    x *= scale.to(dtype)
+    gram = (x.T @ x).double()
+    if large:  # the inverse is all that is asked of it, and a basis would be as large again as the design matrix
+        root, failed = torch.linalg.cholesky_ex(gram + RIDGE_LARGE * torch.eye(len(gram), dtype=gram.dtype))
+        if not failed:
+            return Span(whole, x, torch.diag(scale), torch.cholesky_inverse(root))
+    sizes, vectors = torch.linalg.eigh(gram)
     keep = sizes > (RANK_LARGE if large else RANK) * sizes[-1]
     back = vectors[:, keep] / sizes[keep].sqrt()
     return Span(whole, x @ back.to(dtype), back * scale.unsqueeze(1))
@@ -104,7 +131,7 @@ def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights
             total = total + call(template(arch.nodes[n], x.shape[1:]), x, weights[f"{n}.weight"].to(x.dtype), None)
         if f"{n}.bias" in weights:
             total = total + _broad(weights[f"{n}.bias"].to(x.dtype), len(arch.shapes[n]))
-    for n in arch.consumers[_end(arch, target)]:
+    for n in arch.consumers[end_of(arch, target)]:
         if f"{n}.running_mean" in weights:
             total = total - _broad(weights[f"{n}.running_mean"].to(x.dtype), len(arch.shapes[target]))
     return total

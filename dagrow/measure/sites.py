@@ -66,7 +66,7 @@ class Growing:
             if seen.places(target) is None:
                 span = seen.span(target)
                 free = span.free(change.flatten(0, 1).double()).view(left.shape)
-                kept = (1 - span.basis.square().sum(1)).clamp(min=1e-2).view(left.shape[:2])
+                kept = (1 - span.leverage()).clamp(min=1e-2).view(left.shape[:2])
                 total = total + ((free * left).sum(2) / kept).sum(1)
             else:  # of a large map no position weighs much
                 total = total + (change * left).sum((1, 2), dtype=torch.float64)

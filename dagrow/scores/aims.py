@@ -95,7 +95,7 @@ def aim_at(seen: Pass, target: str) -> Aim:
     if ("aim", target) not in seen.memo:
         places = seen.places(target)
         metric = power(seen.curvature(target), -0.5, 1e-2)
-        dtype = seen.span(target).basis.dtype
+        dtype = seen.span(target).dtype
         probe = at(seen.probe[target], places).to(dtype).flatten(0, 1) @ metric.to(dtype)
         weight = probe.square().sum(1) / probe.shape[1]
         weight = weight * seen.rows / weight.sum().clamp(min=1e-300)

@@ -15,6 +15,7 @@ from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
 from dagrow.scores.aims import aim_at, power
 from dagrow.scores.exact import best_units, exact_units
+from dagrow.scores.moments import FEW, main_directions, readers_of
 from dagrow.scores.screen import screen
 from dagrow.scores.units import Sources, Unsupported, head, linear_moments, proposal_of, sources_of
 
@@ -84,23 +85,30 @@ class Natural(Scorer):
 
     def _fan_ins(self, form: Units, sources: Sources, seen: Pass, most: int, key: tuple[int | str, ...]) -> Tensor:
         """Fan-ins worth having, [units, fan-in (+ 1)], the best first."""
-        found, sketch = self._directions(form, sources, seen), seen.sketch()
+        found, sketch = self._directions(form, sources, seen, 2 * most), seen.sketch()
         trial = sources if sketch is seen else sources_of(sketch, form)
         if found.blind:
             return best_units(form, trial, sketch, exact_units(form, seen, most, self.options, key), most)
         first = found.alpha[: 2 * most]
         return best_units(form, trial, sketch, torch.cat([first, -first]), most)
 
-    def _directions(self, form: Units, sources: Sources, seen: Pass) -> Directions:
+    def _directions(self, form: Units, sources: Sources, seen: Pass, most: int | None = None) -> Directions:
+        """Of many sources of maps only the `most` best."""
         whiten = power(sources.gram, -0.5, self.options.ridge)
-        moments, missing = linear_moments(form, sources, seen), 0.0
-        parts = []
-        for r, target in zip(form.readers, form.targets, strict=True):
-            metric = power(seen.curvature(target), -0.5, 1e-2)
-            v = seen.bottleneck(target)
-            missing += float(((v.sum(1).double() @ metric) ** 2).sum() / seen.rows)
-            parts.append(torch.einsum("pqo,qr->pro", torch.einsum("ps,sqo->pqo", whiten, moments[r]), metric).flatten(1))
-        u, sizes, _ = torch.linalg.svd(torch.cat(parts, 1), full_matrices=False)
+        metrics = [power(seen.curvature(target), -0.5, 1e-2) for target in form.targets]
+        missing = sum(
+            float(((seen.bottleneck(target).sum(1).double() @ metric) ** 2).sum() / seen.rows)
+            for target, metric in zip(form.targets, metrics, strict=True)
+        )
+        if most is not None and len(whiten) >= FEW * most and len(form.frame.shapes[form.writers[0]]) > 1:
+            u, sizes = main_directions(readers_of(form, sources, seen, metrics), whiten, most)
+        else:
+            moments = linear_moments(form, sources, seen)
+            parts = [
+                torch.einsum("pqo,qr->pro", torch.einsum("ps,sqo->pqo", whiten, moments[r]), metric).flatten(1)
+                for r, metric in zip(form.readers, metrics, strict=True)
+            ]
+            u, sizes, _ = torch.linalg.svd(torch.cat(parts, 1), full_matrices=False)
         seen_at_all = sizes > NULL * sizes[0]
         seen_at_all[0] = True
         return Directions((whiten @ u[:, seen_at_all]).T.contiguous(), bool(sizes[0] ** 2 <= BLIND * max(missing, 1e-300)))

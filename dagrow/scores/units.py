@@ -163,7 +163,7 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
             module = template(form.frame.nodes[r], x.shape[1:])
             weight = torch.zeros(module.weight.shape, dtype=x.dtype, requires_grad=True)
             with torch.enable_grad():
-                (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, _shaped(seen.bottleneck(target)[rows], form, r))
+                (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, shaped(seen.bottleneck(target)[rows], form, r))
             total[r] = total[r] + grad.double() if r in total else grad.double()
     return {r: g.flatten(1).unflatten(1, (size, -1)).permute(1, 0, 2) / most for r, g in total.items()}
 
@@ -175,7 +175,7 @@ class _Rows:
     values: dict[str, Tensor]
 
 
-def _shaped(v: Tensor, form: Units, reader: str) -> Tensor:
+def shaped(v: Tensor, form: Units, reader: str) -> Tensor:
     """[rows, positions, units] -> the layout of the reader's output."""
     space = tuple(form.frame.shapes[reader][1:])
     return v.transpose(1, 2).unflatten(2, space) if space else v.squeeze(1)
@@ -217,5 +217,5 @@ def scale_of(sources: Sources, alpha: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Sources", "Unsupported", "column_blocks", "flat", "head", "linear_moments", "power", "proposal_of", "reader_view", "scale_of", "sources_of",
+    "Sources", "Unsupported", "column_blocks", "flat", "head", "linear_moments", "power", "proposal_of", "reader_view", "scale_of", "shaped", "sources_of",
 ]
