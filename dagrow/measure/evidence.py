@@ -7,7 +7,7 @@ the Gauss-Newton curvature. The bottleneck is v less what the target's own paren
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,6 +28,8 @@ FLOOR = 0.02
 # What a pass keeps of its rows may have this many values, 120 MB in single precision; the held-out one half as many.
 MOST_VALUES = 3e7
 FEWEST_ROWS = 32
+# What is worked out for targets that are not looked at now is forgotten where all of it has more values than this: 16 MB.
+FOCUS_VALUES = 4e6
 # A pass is made of so many rows at a time: of as many as all nodes' values are 8 MB of, and no fewer than these.
 CHUNK_VALUES, FEWEST_CHUNK = 2**21, 64
 # A solve looks at no more than this many places of all rows together, and where candidates are only compared, at fewer.
@@ -68,6 +70,7 @@ class Pass:
     beta: float = 1.0
     cells: int = CELLS
     whole: Pass | None = field(default=None, repr=False)
+    first: int = 0
 
     @property
     def modules(self) -> dict[str, Module]:
@@ -93,13 +96,34 @@ class Pass:
         if self.cells <= SKETCH or all(self.places(n) is None and len(self.arch.shapes[n]) == 1 for n in self.v):
             return self
         if "sketch" not in self.memo:
-            self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 16)), cells=SKETCH, whole=self)
+            self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 32)), cells=SKETCH, whole=self)
         return self.memo["sketch"]
 
-    def _cut(self, rows: int) -> Pass:
-        values = self.values.head(rows) if isinstance(self.values, Values) else {n: t[:rows] for n, t in self.values.items()}
-        groups = [values, *({n: t[:rows] for n, t in group.items()} for group in (self.v, self.probe))]
-        y = None if self.y is None else self.y[:rows]
+    def parts(self, rows: int) -> Iterator[Pass]:
+        """So many rows at a time; what is missing in them is what it is for all rows."""
+        if rows >= self.rows:
+            yield self
+            return
+        for first in range(0, self.rows, rows):
+            yield replace(self._cut(rows, first), whole=self, first=first)
+
+    def focus(self, targets: Iterable[str]) -> None:
+        """Forgets what was worked out for other targets, where it is large."""
+        kept = {parents(self.arch, t) for t in targets}
+        for seen in (self, *(p for key, p in self.memo.items() if key == "sketch" or key[0] == "head")):
+            known = seen.memo.get("targets", {})
+            for group in [g for g in known if g not in kept] if sum(map(_size, known.values())) > FOCUS_VALUES else ():
+                del known[group]
+
+    def about(self, target: str) -> dict:
+        """Where to remember what is worked out for the target and its parents."""
+        return self.memo.setdefault("targets", {}).setdefault(parents(self.arch, target), {})
+
+    def _cut(self, rows: int, first: int = 0) -> Pass:
+        span = slice(first, first + rows)
+        values = self.values.rows(span) if isinstance(self.values, Values) else {n: t[span] for n, t in self.values.items()}
+        groups = [values, *({n: t[span] for n, t in group.items()} for group in (self.v, self.probe))]
+        y = None if self.y is None else self.y[span]
         return Pass(self.arch, self.weights, *groups, self.nats, {"modules": self.modules}, y, self.loss, self.beta, self.cells)
 
     def places(self, target: str) -> Tensor | None:
@@ -124,10 +148,10 @@ class Pass:
 
     def span(self, target: str) -> Span:
         """What the target's parents can make, on the rows' places."""
-        key = "span", parents(self.arch, target), self.places(target) is None
-        if key not in self.memo:
-            self.memo[key] = span_of(self.arch, self.values, target, self.places(target))
-        return self.memo[key]
+        known, key = self.about(target), ("span", self.places(target) is None)
+        if key not in known:
+            known[key] = span_of(self.arch, self.values, target, self.places(target))
+        return known[key]
 
     def parent_basis(self, target: str) -> Tensor:
         """Orthonormal columns spanning the parents' features and a constant: [rows * places, rank], fp64."""
@@ -136,8 +160,9 @@ class Pass:
     def bottleneck(self, target: str) -> Tensor:
         """v less what the parents could do about it, by least squares: [rows, positions, units] (MATH: v-perp)."""
         if self.whole is not None:
-            return self.whole.bottleneck(target)[: self.rows]
-        if ("perp", target) not in self.memo:
+            return self.whole.bottleneck(target)[self.first : self.first + self.rows]
+        known = self.about(target)
+        if ("perp", target) not in known:
             v, span, places = self.v[target], self.span(target), self.places(target)
             if places is None:
                 made = flat(v).double()
@@ -145,8 +170,8 @@ class Pass:
             else:
                 solved = span.solve(at(v, places).double().flatten(0, 1))
                 made = flat(v - self._made(target, span, solved))
-            self.memo["perp", target] = made
-        return self.memo["perp", target]
+            known["perp", target] = made
+        return known["perp", target]
 
     def _made(self, target: str, span: Span, solved: Tensor) -> Tensor:
         """What the parents' design matrix makes with weights `solved`, on all positions."""
@@ -160,6 +185,13 @@ class Pass:
             p = flat(self.probe[target]).flatten(0, 1)
             self.memo["curvature", target] = (p.T @ p).double() / self.rows
         return self.memo["curvature", target]
+
+
+def _size(known: object) -> int:
+    """Values in the tensors of what was worked out."""
+    if isinstance(known, Tensor):
+        return known.numel()
+    return sum(map(_size, known.values() if isinstance(known, dict) else vars(known).values() if hasattr(known, "__dict__") else ()))
 
 
 @dataclass

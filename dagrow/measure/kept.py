@@ -35,9 +35,9 @@ class Values(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.arch.order)
 
-    def head(self, rows: int) -> Values:
-        """The first rows."""
-        return Values(self.arch, self.modules, {n: t[:rows] for n, t in self.kept.items()})
+    def rows(self, span: slice) -> Values:
+        """Some of the rows."""
+        return Values(self.arch, self.modules, {n: t[span] for n, t in self.kept.items()})
 
     def _made(self, name: str, made: dict[str, Tensor]) -> Tensor:
         if name in self.kept:

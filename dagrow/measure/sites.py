@@ -49,6 +49,7 @@ class Growing:
 
     grows: ClassVar[bool] = True
     trial: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True  # whether effect and gradient of some rows are those of all, cut
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
         """The part of v that the change is measured against: [rows, positions, units]."""
@@ -78,6 +79,7 @@ class Shrinking:
 
     grows: ClassVar[bool] = False
     trial: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True
     outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
 
     def gradient(self, seen: Pass, target: str) -> Tensor:

@@ -46,6 +46,7 @@ class Swap:
 
     grows: ClassVar[bool] = True
     trial: ClassVar[bool] = True  # what its derivatives do not show, a trial may
+    rowwise: ClassVar[bool] = False  # what is missing is told by all rows together
     frame: Architecture = field(repr=False, compare=False)
     nodes: tuple[str, ...]
     end: str | None = None

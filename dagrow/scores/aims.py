@@ -92,7 +92,8 @@ def damped(matrix: Tensor, scale: Tensor, ridge: float = 1e-2) -> Tensor:
 
 def aim_at(seen: Pass, target: str) -> Aim:
     """The aim of one target, on the places that its solves look at; made once for a pass."""
-    if ("aim", target) not in seen.memo:
+    known = seen.about(target)
+    if ("aim", target) not in known:
         places = seen.places(target)
         metric = power(seen.curvature(target), -0.5, 1e-2)
         dtype = seen.span(target).dtype
@@ -104,8 +105,8 @@ def aim_at(seen: Pass, target: str) -> Aim:
         if places is not None:  # sums over positions, from some of them
             share = left.shape[1] / places.shape[1]
             left = left.gather(1, places.unsqueeze(2).expand(-1, -1, left.shape[2]))
-        seen.memo["aim", target] = Aim(left.to(dtype).flatten(0, 1) @ metric.to(dtype) * share, weight, metric, seen.rows, seen.span(target))
-    return seen.memo["aim", target]
+        known["aim", target] = Aim(left.to(dtype).flatten(0, 1) @ metric.to(dtype) * share, weight, metric, seen.rows, seen.span(target))
+    return known["aim", target]
 
 
 def aims(form: Units, seen: Pass) -> list[Aim]:

@@ -17,7 +17,7 @@ from dagrow.scores.aims import aim_at, power
 from dagrow.scores.exact import best_units, exact_units
 from dagrow.scores.moments import FEW, main_directions, readers_of
 from dagrow.scores.screen import screen
-from dagrow.scores.units import Sources, Unsupported, head, linear_moments, proposal_of, sources_of
+from dagrow.scores.units import Sources, Unsupported, linear_moments, proposal_of, sources_of
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
 BLIND = 1e-6
@@ -65,6 +65,8 @@ class Natural(Scorer):
 
     def _link(self, evidence: Evidence, form: Link, units: int) -> Proposal:
         seen, target = evidence.train, form.target
+        for fold in (evidence.train, evidence.held):
+            fold.focus((target,))
         aim, node = aim_at(seen, target), form.frame.nodes[form.node]
         h = design(node, seen.values[form.source], seen.places(target)).flatten(0, 1)
         free = aim.free(h)
@@ -75,8 +77,9 @@ class Natural(Scorer):
         return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),), shift=shift)
 
     def _units(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
-        form = site.form
-        seen = head(evidence.train, form)
+        form, seen = site.form, evidence.train
+        for fold in (evidence.train, evidence.held):
+            fold.focus(form.targets)
         sources = sources_of(seen, form)
         memo = evidence.memo.setdefault((self.name, self.options, site.key), {})
         if "alpha" not in memo:  # in the order they are chosen, for the most units on offer; fewer are the first of them

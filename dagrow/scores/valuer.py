@@ -25,6 +25,8 @@ Changes = dict[str, Tensor]
 STEPS = 3
 MOST_STEPS = 5
 FARTHEST = 4.0
+# Rows are valued so many values of the widest node at a time.
+AT_ONCE = 1e6
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,20 @@ def _slopes(seen: Pass, site: Site, changes: Changes) -> tuple[Tensor, Tensor]:
     return s, t
 
 
+def _first(seen: Pass, site: Site, proposal: Proposal) -> tuple[Changes, Tensor, Tensor]:
+    """(changes of at least the rows that a line looks at, s and t of all), some rows at a time where maps are large."""
+    widest = max(math.prod(shape) for shape in seen.arch.shapes.values())
+    rows = max(enough(seen.arch, seen.rows), int(AT_ONCE // widest)) if site.form.rowwise else seen.rows
+    changes, found = None, []
+    for part in seen.parts(rows):
+        change = site.form.effect(part, proposal)
+        found.append(_slopes(part, site, change))
+        changes = change if changes is None else changes
+        del change
+    s, t = (torch.cat(x) for x in zip(*found, strict=True))
+    return changes, s, t
+
+
 def stderr(x: Tensor) -> float:
     return float(x.std(unbiased=True) / len(x) ** 0.5) if len(x) > 1 else float("inf")
 
@@ -75,8 +91,8 @@ def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> G
     if proposal.status != "ok":
         return Gain(status=proposal.status)
     try:
-        changes, unseen = (site.form.effect(fold, proposal) for fold in (evidence.train, evidence.held))
-        s, t = _slopes(evidence.train, site, changes)
+        changes, s, t = _first(evidence.train, site, proposal)
+        unseen = site.form.effect(evidence.held, proposal)
         hs, ht = _slopes(evidence.held, site, unseen)
     except Unsupported:
         return Gain(status="unsupported")
