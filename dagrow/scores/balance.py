@@ -15,7 +15,7 @@ from torch import Tensor
 from dagrow.measure import Pass, Proposal, Units, flat
 from dagrow.measure.parents import end_of, parents
 
-RIDGE = 1e-2  # of the mean of the curvature's diagonal
+RIDGE = 1e-2  # of the curvature's diagonal
 
 
 def balanced(form: Units, seen: Pass, proposal: Proposal) -> Proposal:
@@ -29,8 +29,7 @@ def balanced(form: Units, seen: Pass, proposal: Proposal) -> Proposal:
     pairs = [_slopes(seen, {t: changes[t] for t in targets}) for targets in groups.values()]
     s, t = (torch.stack(parts, 1) for parts in zip(*pairs, strict=True))
     curve = t.T @ t / seen.rows
-    ridge = RIDGE * curve.diagonal().mean().clamp(min=1e-300)
-    share = torch.linalg.solve(curve + ridge * torch.eye(len(curve), dtype=curve.dtype), s.mean(0))
+    share = torch.linalg.solve(curve + torch.diag(RIDGE * curve.diagonal() + 1e-300), s.mean(0))
     if not bool(torch.isfinite(share).all()) or float(s.mean(0) @ share) <= 0:
         return proposal
     # The valuer scales all of it together: only the proportions are said here.
