@@ -96,7 +96,7 @@ class Pass:
         if self.cells <= SKETCH or all(self.places(n) is None and len(self.arch.shapes[n]) == 1 for n in self.v):
             return self
         if "sketch" not in self.memo:
-            self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 32)), cells=SKETCH, whole=self)
+            self.memo["sketch"] = replace(self._cut(min(self.rows, SKETCH // 16)), cells=SKETCH, whole=self)
         return self.memo["sketch"]
 
     def parts(self, rows: int) -> Iterator[Pass]:

@@ -23,6 +23,7 @@ from dagrow.scores.units import Sources, shaped, unit_order
 # Rows times positions that are looked at, and values of all sources there: 32 MB in single precision.
 MOST_CELLS, MOST_VALUES = 2**15, 8e6
 FEWEST_ROWS = 16
+CARRIED = 1e6  # values at a time on the way to the readers, where pooling keeps places too
 SPARE = 8  # directions beyond those that are asked for, so that these are good
 ROUNDS = 3
 # With fewer sources than so many for each direction that is asked for, the matrix itself is small.
@@ -123,9 +124,21 @@ def readers_of(form: Units, sources: Sources, seen: Pass, metrics: Sequence[Tens
     order = unit_order(form, size)
     widest = max(math.prod(form.frame.shapes[n][1:]) for n in (*form.writers, *form.readers))
     rows = min(seen.rows, max(FEWEST_ROWS, int(min(MOST_CELLS, MOST_VALUES / size) // widest)))
-    born = {}
+    each = max(1, int(CARRIED // (size * widest)))
+    arrived = [_arrived(form, sources, seen, slice(k, min(k + each, rows)), order) for k in range(0, rows, each)]
+    found = []
+    for r, target, metric in zip(form.readers, form.targets, metrics, strict=True):
+        x = [part.pop(r) for part in arrived]
+        v = seen.bottleneck(target)[:rows] @ metric.to(x[0].dtype)
+        found.append(Seen(form.frame.nodes[r], torch.cat([cells(p, size) for p in x]), shaped(v, form, r), x[0].shape[1] // size, tuple(x[0].shape[2:])))
+    return found
+
+
+def _arrived(form: Units, sources: Sources, seen: Pass, rows: slice, order: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What each reader is given of every source, as if it were a unit that no activation changed: [rows, sources * each, *space]."""
+    size, born = sources.x.shape[2], {}
     for k, (w, source) in enumerate(zip(form.writers, form.sources, strict=True)):
-        x, span = unfolded(form.frame.nodes[w], seen.values[source][:rows]), sources.spans[w]
+        x, span = unfolded(form.frame.nodes[w], seen.values[source][rows]), sources.spans[w]
         whole = torch.zeros(*x.shape[:2], size, dtype=x.dtype) if len(form.writers) > 1 or sources.constant else x
         if whole is not x:
             whole[:, :, span] = x
@@ -133,9 +146,4 @@ def readers_of(form: Units, sources: Sources, seen: Pass, metrics: Sequence[Tens
                 whole[:, :, -1] = 1
         space = tuple(form.frame.shapes[w][1:])
         born[w] = whole.transpose(1, 2).unflatten(2, space) if space else whole.squeeze(1)
-    found = []
-    for (r, x), target, metric in zip(propagate(form.frame, form, born, linear=True).items(), form.targets, metrics, strict=True):
-        x = x[:, order[r]] if r in order else x
-        v = seen.bottleneck(target)[:rows] @ metric.to(x.dtype)
-        found.append(Seen(form.frame.nodes[r], cells(x, size), shaped(v, form, r), x.shape[1] // size, tuple(x.shape[2:])))
-    return found
+    return {r: x[:, order[r]] if r in order else x for r, x in propagate(form.frame, form, born, linear=True).items()}

@@ -19,6 +19,10 @@ from dagrow.scores.balance import balanced
 MOST_VALUES = 2e7
 
 
+# Values of new units that are carried to their readers at a time.
+AT_ONCE = 2e6
+
+
 @dataclass
 class Sources:
     """The stacked sources of new units, seen at the writers' places: `x` [rows, places, fan-in (+ 1)], columns of writer w at `spans[w]`."""
@@ -107,10 +111,16 @@ def reader_view(
 
     With `seen`, at the places of the reader's target that its solves look at.
     """
-    arrived = propagate(form.frame, form, born, follows=follows, fit=fit)
-    order = unit_order(form, next(iter(born.values())).shape[1])
+    first = next(iter(born.values()))
+    order = unit_order(form, first.shape[1])
     places = {r: seen.places(t) if seen is not None else None for r, t in zip(form.readers, form.targets, strict=True)}
-    return {r: design(form.frame.nodes[r], x[:, order[r]] if r in order else x, places[r]) for r, x in arrived.items()}
+    each = len(first) if fit or not len(first) else max(1, int(AT_ONCE // max(first[0].numel(), 1)))  # statistics are of all rows
+    parts = []
+    for rows in (slice(k, k + each) for k in range(0, max(len(first), 1), max(each, 1))):
+        arrived = propagate(form.frame, form, {w: b[rows] for w, b in born.items()}, follows=follows, fit=fit)
+        at = {r: None if p is None else p[rows] for r, p in places.items()}
+        parts.append({r: design(form.frame.nodes[r], x[:, order[r]] if r in order else x, at[r]) for r, x in arrived.items()})
+    return parts[0] if len(parts) == 1 else {r: torch.cat([part[r] for part in parts]) for r in parts[0]}
 
 
 def unit_order(form: Units, units: int) -> dict[str, Tensor]:
