@@ -30,6 +30,8 @@ MOST_VALUES = 3e7
 FEWEST_ROWS = 32
 # What is worked out for targets that are not looked at now is forgotten where all of it has more values than this: 16 MB.
 FOCUS_VALUES = 4e6
+# Design matrices of one site's sources and targets, products with them, and candidates compared: 80 MB.
+WORK_VALUES = 2e7
 # A pass is made of so many rows at a time: of as many as all nodes' values are 8 MB of, and no fewer than these.
 CHUNK_VALUES, FEWEST_CHUNK = 2**21, 64
 # A solve looks at no more than this many places of all rows together, and where candidates are only compared, at fewer.
@@ -283,6 +285,16 @@ def kept_values(arch: Architecture) -> int:
 def affordable_rows(arch: Architecture, rows: int, share: float = 1.0) -> int:
     """`rows`, or fewer where a pass would keep more than a share of MOST_VALUES of them."""
     return min(rows, max(FEWEST_ROWS, int(share * MOST_VALUES // kept_values(arch))))
+
+
+def bytes_needed(arch: Architecture, rows: int, held: int) -> int:
+    """What measuring `rows` training and `held` held-out rows (or as many as are affordable) and scoring them takes at most, about, in bytes.
+
+    It is what the passes keep, beside it what is missing at a target and what new units are there, and the work on one site.
+    """
+    seen = affordable_rows(arch, rows) + affordable_rows(arch, held, 0.5)
+    widest, kept = max(math.prod(arch.shapes[n]) for n in affine_nodes(arch)), kept_values(arch)
+    return 4 * int((kept + 2 * widest) * seen + min(WORK_VALUES, 16 * kept * seen))
 
 
 def subsample(fold: Fold, rows: int, seed: int, *path: int | str) -> Fold:

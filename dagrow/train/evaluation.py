@@ -25,14 +25,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def outputs(model: nn.Module, x: Tensor, batch: int = 4096) -> Tensor:
-    """The network's outputs on the rows of x, [n, q], in eval mode, without gradients."""
+# Rows are evaluated at most so many, and no fewer than the other, at a time: as many as have so many input values.
+MOST_AT_ONCE, FEWEST_AT_ONCE, INPUT_VALUES = 4096, 128, 2**16
+
+
+def at_once(x: Tensor) -> int:
+    """Rows of `x` to evaluate at a time: maps inside a network take many times the memory of its input."""
+    return min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, INPUT_VALUES // max(1, x[0].numel())))
+
+
+def outputs(model: nn.Module, x: Tensor, batch: int | None = None) -> Tensor:
+    """The network's outputs on the rows of x, [n, q], in eval mode, without gradients. batch: rows at a time; None: by their size."""
     if not len(x):
         raise UsageError("cannot evaluate on 0 rows")
     with eval_mode(model), torch.no_grad():
-        return torch.cat([model(part) for part in x.split(batch)])
+        return torch.cat([model(part) for part in x.split(at_once(x) if batch is None else batch)])
 
 
-def evaluate(model: nn.Module, fold: Rows, loss: Loss, batch: int = 4096) -> dict[str, float]:
+def evaluate(model: nn.Module, fold: Rows, loss: Loss, batch: int | None = None) -> dict[str, float]:
     """{"loss": nats per sample, and "accuracy" or "r2"}; the model is left as it was found."""
     return loss.metrics(outputs(model, fold.x, batch), fold.y)
