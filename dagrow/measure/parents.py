@@ -62,8 +62,7 @@ class Span:
 
     def leverage(self) -> Tensor:
         """How much each cell weighs in its own fit, 0 to 1: [cells]."""
-        fit = self.columns if self.inverse is None else self.columns @ self.inverse.to(self.dtype)
-        return (fit * self.columns).sum(1)
+        return self.basis.square().sum(1)
 
     def _fit(self, h: Tensor) -> Tensor:
         slope = self.columns.T @ h
