@@ -20,6 +20,7 @@ from dagrow.graph.node import Module, infer, run
 from dagrow.measure.features import at, flat
 from dagrow.measure.kept import Values, read_by_affine
 from dagrow.measure.parents import Span, affine_nodes, moved, parents, span_of
+from dagrow.measure.sites import Units
 from dagrow.rng import stream
 
 # Without a floor, directions go by the few rows that a converged network is unsure of. On nets of table T3 (4 seeds, Spearman with
@@ -153,7 +154,26 @@ class Pass:
         known, key = self.about(target), ("span", self.places(target) is None)
         if key not in known:
             known[key] = span_of(self.arch, self.values, target, self.places(target))
+            self.memo["moments", known[key].nodes] = known[key].moments
         return known[key]
+
+    def moments(self, form: Units) -> Tensor | None:
+        """E[h h^T] of the sources of new units, and a constant, where a span has them: what feeds them feeds trained units as well.
+
+        Of the same span whichever site comes first: a span that no site has asked for yet is made.
+        """
+        nodes = self.arch.nodes
+        if any(w not in nodes or nodes[w].attrs != form.frame.nodes[w].attrs for w in form.writers):
+            return None
+        alike = parents(self.arch, form.writers[0]) == form.writers and form.sources == tuple(nodes[w].inputs[0] for w in form.writers)
+        if not alike:
+            return None
+        if ("moments", form.writers) not in self.memo:
+            try:
+                self.span(form.writers[0])
+            except torch.linalg.LinAlgError:  # NaN in the network's own values
+                return None
+        return self.memo.get(("moments", form.writers))
 
     def parent_basis(self, target: str) -> Tensor:
         """Orthonormal columns spanning the parents' features and a constant: [rows * places, rank], fp64."""

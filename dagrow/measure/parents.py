@@ -50,6 +50,7 @@ class Span:
     columns: Tensor
     back: Tensor
     inverse: Tensor | None = None
+    moments: Tensor | None = None  # E[x x^T] of the design matrix's rows, fp64
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,14 +112,15 @@ def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, place
     scale = torch.where(norms > 1e-150, 1 / norms, 0.0)
     x *= scale.to(dtype)
     gram = (x.T @ x).double()
+    moments = gram * torch.outer(norms, norms) / cells
     if large:  # the inverse is all that is asked of it, and a basis would be as large again as the design matrix
         root, failed = torch.linalg.cholesky_ex(gram + RIDGE_LARGE * torch.eye(len(gram), dtype=gram.dtype))
         if not failed:
-            return Span(whole, x, torch.diag(scale), torch.cholesky_inverse(root))
+            return Span(whole, x, torch.diag(scale), torch.cholesky_inverse(root), moments)
     sizes, vectors = torch.linalg.eigh(gram)
     keep = sizes > (RANK_LARGE if large else RANK) * sizes[-1]
     back = vectors[:, keep] / sizes[keep].sqrt()
-    return Span(whole, x @ back.to(dtype), back * scale.unsqueeze(1))
+    return Span(whole, x @ back.to(dtype), back * scale.unsqueeze(1), moments=moments)
 
 
 def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights: Mapping[str, Tensor]) -> Tensor | float:

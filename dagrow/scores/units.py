@@ -93,7 +93,9 @@ def _sources_of(seen: Pass, form: Units) -> Sources:
     constant = bool(getattr(first.attrs, "bias", False))
     if constant:
         parts.append(torch.ones(*parts[0].shape[:2], 1, dtype=parts[0].dtype))
-    return Sources(seen, torch.cat(parts, 2), spans, constant)
+    moments = seen.moments(form)
+    known = {} if moments is None else {"gram": moments if constant else moments[:-1, :-1]}
+    return Sources(seen, torch.cat(parts, 2), spans, constant, known)
 
 
 def head(seen: Pass, form: Units, values: float = MOST_VALUES) -> Pass:
