@@ -11,6 +11,9 @@ from dagrow.measure import Pass, Units
 from dagrow.measure.features import at
 from dagrow.measure.parents import Span
 
+# What is left of a column's spread when nothing is: what the parents' span is solved to.
+ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4}
+
 
 def power(matrix: Tensor, exponent: float, ridge: float) -> Tensor:
     """(matrix + ridge * its largest eigenvalue) ** exponent, symmetric; zero where the matrix is zero."""
@@ -37,8 +40,17 @@ class Aim:
     span: Span | None = None
 
     def free(self, h: Tensor) -> Tensor:
-        """Columns [cells, columns] less what the parents can make of them, in the precision of `v`."""
-        return h.to(self.v.dtype) if self.span is None else self.span.free(h)
+        """Columns [cells, columns] less what the parents can make of them, in the precision of `v`; zero where that is rounding.
+
+        Rounding blown up to the size of a feature would be taken for one, and its step be of 1e15 and more.
+        """
+        h = h.to(self.v.dtype)
+        if self.span is None:
+            return h
+        left, whole = self.span.free(h), h.detach()
+        spread = len(h) ** 0.5 * whole.std(0, correction=0)
+        most = torch.maximum(ROUNDING[self.span.dtype] * spread, 16 * torch.finfo(h.dtype).eps * whole.norm(dim=0))
+        return left * ~(left.detach().norm(dim=0) <= most)
 
     def gram(self, h: Tensor) -> Tensor:
         """The features' Gram matrix as curvature weighs it, damped: [..., columns, columns].
