@@ -11,6 +11,7 @@ from dagrow.graph import Architecture
 from dagrow.measure import Evidence, measure
 from dagrow.scores import REGISTRY
 from dagrow.scores.aims import aim_at
+from dagrow.scores.units import scale_of, sources_of
 from dagrow.scores.valuer import value
 
 NATURAL = REGISTRY.get("natural")(REGISTRY.get("natural").Options())
@@ -58,3 +59,19 @@ def test_what_is_new_stays_however_little_it_is(shift):
     assert not aim.free(made).any()
     left = aim.free(made + 1e-3 * noise)
     torch.testing.assert_close(left, aim.span.free(1e-3 * noise), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_unit_that_is_a_constant_has_weights_of_a_features_size(dtype):
+    """Of one input column and the constant one direction varies, one does not: divided by its rounding, its bias was 1e15."""
+    nodes = {"x": of("input", shape=(1,)), "h": of("linear", "x", width=3), "a": of("tanh", "h"), "y": of("linear", "a", width=3)}
+    seen, tried = evidence(nodes, dtype, "classification"), 0
+    for _, _, site in sites_of(seen.arch, "widen", "deepen"):
+        for units in (2, 4, 8):
+            found = NATURAL.propose(seen, site, units, (0,))
+            assert found.status == "ok"
+            assert all(float(b.values.abs().max()) < 1e5 for b in found.blocks if (b.param, b.axis) not in site.form.outgoing), site.key
+            tried += 1
+    alone = scale_of(sources_of(seen.train, site.form), torch.tensor([[0.0] * 3 + [2.0], [0.0] * 4], dtype=torch.float64))
+    assert alone.flatten().tolist() == [2.0, 1.0]
+    assert tried

@@ -19,6 +19,8 @@ from dagrow.scores.balance import balanced
 MOST_VALUES = 2e7
 
 
+# A variance of this share of a mean square is that of a constant.
+CONSTANT = 1e-10
 # Values of new units that are carried to their readers at a time.
 AT_ONCE = 2e6
 
@@ -222,10 +224,12 @@ def proposal_of(form: Units, sources: Sources, seen: Pass, alpha: Tensor) -> Pro
 
 
 def scale_of(sources: Sources, alpha: Tensor) -> Tensor:
-    """Standard deviation of each unit's pre-activation, summed over its writers: [units, 1]."""
+    """Standard deviation of each unit's pre-activation, summed over its writers: [units, 1]; its size where it is a constant."""
     alpha, mean = alpha.detach(), sources.x.mean((0, 1), dtype=torch.float64)
-    variance = ((alpha @ (sources.gram - torch.outer(mean, mean))) * alpha).sum(1)
-    return variance.clamp(min=0).sqrt().clamp(min=1e-12).unsqueeze(1)
+    size, variance = (((alpha @ moment) * alpha).sum(1) for moment in (sources.gram, sources.gram - torch.outer(mean, mean)))
+    # Differences of this share are rounding: divided by it, weights would be of 1e15.
+    variance = torch.where(variance > CONSTANT * size, variance, size).clamp(min=0)
+    return torch.where(variance > 0, variance, 1.0).sqrt().clamp(min=1e-12).unsqueeze(1)
 
 
 __all__ = [
