@@ -11,7 +11,7 @@ from torch import Tensor
 from dagrow.compiler import initialise
 from dagrow.data import Fold
 from dagrow.graph import Architecture, Refusal, Rewrite, transfer
-from dagrow.measure.evidence import materialise
+from dagrow.measure.passes import materialise
 from dagrow.measure.sites import Site
 from dagrow.scores import Block, Proposal
 from dagrow.train import Moments
@@ -103,7 +103,7 @@ def _renamed(part: Part, blocks: Sequence[Block], site: Site, start: Architectur
     if not blocks:
         return []
     before, now = ([n for n in form.frame.nodes if n not in held.nodes] for form, held in ((part.site.form, start), (site.form, arch)))
-    names = dict(zip(before, now))  # noqa: B905  a sum that was new may be there by now
+    names = dict(zip(before, now))
     found = []
     for block in blocks:
         node, _, local = block.param.rpartition(".")

@@ -22,8 +22,9 @@ from dagrow.graph import Architecture
 from dagrow.growth import Search
 from dagrow.measure import Gathering, measure
 from dagrow.measure import gathering as module
-from dagrow.measure.evidence import affine_nodes, affordable_rows, kept_values, observe
+from dagrow.measure.evidence import affordable_rows, kept_values, observe
 from dagrow.measure.gathering import shares
+from dagrow.measure.parents import affine_nodes
 from dagrow.propose import propose
 from dagrow.rng import stream
 from dagrow.store import Run

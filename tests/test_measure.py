@@ -13,8 +13,9 @@ from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, of, w
 from dagrow.data import Fold
 from dagrow.graph import Architecture
 from dagrow.measure import features, flat, measure
-from dagrow.measure.evidence import FLOOR, affine_nodes, observe, parents, subsample
+from dagrow.measure.evidence import FLOOR, observe, subsample
 from dagrow.measure.features import grouped
+from dagrow.measure.parents import affine_nodes, parents
 from dagrow.rng import stream
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))

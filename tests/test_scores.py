@@ -11,7 +11,7 @@ from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
 from dagrow.measure import Evidence, features, flat, measure, propagate
-from dagrow.measure.evidence import affine_nodes, parents
+from dagrow.measure.parents import affine_nodes, parents
 from dagrow.scores import REGISTRY, Proposal, serving
 from dagrow.scores.aims import Aim, power
 from dagrow.scores.natural import Natural

@@ -13,7 +13,7 @@ from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
 from dagrow.measure import measure
-from dagrow.measure.evidence import parents
+from dagrow.measure.parents import parents
 from dagrow.measure.features import flat
 from dagrow.propose import Limits, places, propose
 from dagrow.scores import REGISTRY as SCORERS

@@ -16,7 +16,7 @@ from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture, Refusal
 from dagrow.measure import Drop, Evidence, Link, Site, measure
-from dagrow.measure.evidence import parents
+from dagrow.measure.parents import parents
 from dagrow.propose import sites
 from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores import Proposal, Scorer

@@ -9,7 +9,7 @@ from torch import Tensor
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.wiring import fresh_name
 from dagrow.graph import Architecture, Node, Refusal, Rewrite
-from dagrow.measure.evidence import Pass
+from dagrow.measure.passes import Pass
 from dagrow.measure.sites import Site, Swap
 from dagrow.scores import Proposal
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture, Node, Refusal
-from dagrow.measure.evidence import affine_nodes, parents
 from dagrow.measure.features import grouped
+from dagrow.measure.parents import affine_nodes, parents
 
 
 @dataclass(frozen=True)

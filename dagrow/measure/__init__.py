@@ -1,8 +1,9 @@
 """What the network says about itself on a fold of rows: activations, gradients, curvature, and the bottleneck."""
 
-from dagrow.measure.evidence import Evidence, Pass, measure
+from dagrow.measure.evidence import Evidence, measure
 from dagrow.measure.features import features, flat, propagate
 from dagrow.measure.gathering import Gathering
+from dagrow.measure.passes import Pass
 from dagrow.measure.proposals import Block, Proposal
 from dagrow.measure.sites import Cut, Drop, Link, Site, Units
 from dagrow.measure.swaps import Swap

@@ -17,7 +17,9 @@ from dagrow.compiler import prefixed_name
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, build, run
 from dagrow.losses import Loss
-from dagrow.measure.evidence import FLOOR, Pass, affine_nodes, affordable_rows
+from dagrow.measure.evidence import FLOOR, affordable_rows
+from dagrow.measure.parents import affine_nodes
+from dagrow.measure.passes import Pass
 from dagrow.rng import stream
 from dagrow.train import steps_per_epoch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dagrow.measure.evidence import Pass
+    from dagrow.measure.passes import Pass
 
 def onward(seen: Pass, changes: Mapping[str, Tensor], amplitude: float) -> Tensor:
     """The network's output, in eval mode, with `amplitude` times `changes` added: target -> [rows, positions, units], of the first rows.

@@ -25,7 +25,7 @@ from dagrow.measure.proposals import Proposal
 from dagrow.measure.swaps import Swap
 
 if TYPE_CHECKING:
-    from dagrow.measure.evidence import Pass
+    from dagrow.measure.passes import Pass
 
 
 def _values(proposal: Proposal) -> dict[tuple[str, int], Tensor]:

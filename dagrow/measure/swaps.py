@@ -21,7 +21,7 @@ from dagrow.measure.features import flat
 from dagrow.measure.proposals import Proposal
 
 if TYPE_CHECKING:
-    from dagrow.measure.evidence import Pass
+    from dagrow.measure.passes import Pass
 
 Values = dict[str, Tensor]
 Key = tuple[int | str, ...]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dagrow.measure import Pass, Units, flat, propagate
 from dagrow.measure.features import Unsupported, call, design, grouped, template, with_units
-from dagrow.measure.parents import LARGE
+from dagrow.measure.parents import LARGE, parents
 from dagrow.scores import Block, Proposal
 from dagrow.scores.aims import power, refit
 from dagrow.scores.balance import balanced
@@ -95,9 +95,27 @@ def _sources_of(seen: Pass, form: Units) -> Sources:
     constant = bool(getattr(first.attrs, "bias", False))
     if constant:
         parts.append(torch.ones(*parts[0].shape[:2], 1, dtype=parts[0].dtype))
-    moments = seen.moments(form)
+    moments = shared_gram(seen, form)
     known = {} if moments is None else {"gram": moments if constant else moments[:-1, :-1]}
     return Sources(seen, torch.cat(parts, 2), spans, constant, known)
+
+
+def shared_gram(seen: Pass, form: Units) -> Tensor | None:
+    """E[h h^T] of the sources of new units, and a constant, where a span has them: what feeds them feeds trained units as well.
+
+    Of the same span whichever site comes first: a span that no site has asked for yet is made.
+    """
+    nodes = seen.arch.nodes
+    if any(w not in nodes or nodes[w].attrs != form.frame.nodes[w].attrs for w in form.writers):
+        return None
+    if parents(seen.arch, form.writers[0]) != form.writers or form.sources != tuple(nodes[w].inputs[0] for w in form.writers):
+        return None
+    if ("moments", form.writers) not in seen.memo:
+        try:
+            seen.span(form.writers[0])
+        except torch.linalg.LinAlgError:  # NaN in the network's own values
+            return None
+    return seen.memo.get(("moments", form.writers))
 
 
 def head(seen: Pass, form: Units, values: float = MOST_VALUES) -> Pass:
