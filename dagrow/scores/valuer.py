@@ -112,7 +112,7 @@ def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> G
     if line and _finite(gain) and amplitude and evidence.train.loss is not None:
         if evidence.now is not None:
             changes = site.form.effect(evidence.now, proposal)
-        gain = _along(evidence, site, gain, changes, unseen, float(s.mean()))
+        gain = _along(evidence, site, proposal, gain, changes, unseen, float(s.mean()))
     return gain if _finite(gain) else Gain(status="nonfinite")
 
 
@@ -120,15 +120,17 @@ def _finite(gain: Gain) -> bool:
     return all(map(math.isfinite, (gain.nats, gain.stderr, gain.held, gain.held_stderr, gain.z, gain.amplitude)))
 
 
-def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen: Changes, slope: float) -> Gain:
+def _along(evidence: Evidence, site: Site, proposal: Proposal, gain: Gain, changes: Changes, unseen: Changes, slope: float) -> Gain:
     """The gain as real forwards find it: from the second-order step on, each next amplitude by the parabola through the last drop."""
     seen, held = evidence.now or evidence.train, evidence.held
     part, other = ({t: c[: enough(p.arch, p.rows)] for t, c in given.items()} for p, given in ((seen, changes), (held, unseen)))
+    # Of several targets one may lie below another: what it gains is known when the network has been run so far.
+    again = (lambda ahead: site.form.effect(ahead, proposal)) if site.form.rowwise and len(part) > 1 else None
     nats, amplitude, error, ahead = -math.inf, gain.amplitude, gain.stderr, gain.amplitude
     for step in range(MOST_STEPS if site.form.grows else 1):
         if step >= STEPS and nats > 0:
             break
-        drop, each = drops(seen, part, ahead)
+        drop, each = drops(seen, part, ahead, again)
         if not math.isfinite(drop):
             ahead /= 8
             continue
@@ -137,7 +139,7 @@ def _along(evidence: Evidence, site: Site, gain: Gain, changes: Changes, unseen:
         bend = 2 * (slope * ahead - drop) / ahead**2
         vertex = slope / bend if bend > 0 and slope > 0 else ahead * FARTHEST
         ahead = min(max(vertex, ahead / 32), ahead * FARTHEST)
-    drop, each = drops(held, other, amplitude)
+    drop, each = drops(held, other, amplitude, again)
     if site.form.grows and nats <= 0:
         nats, amplitude = 0.0, gain.amplitude
     return replace(gain, nats=nats, stderr=error, held=drop, held_stderr=stderr(each), amplitude=amplitude)
