@@ -22,8 +22,8 @@ from dagrow.measure.parents import affine_nodes
 from dagrow.measure.passes import Pass, materialise
 from dagrow.rng import stream
 
-# Without a floor, directions go by the few rows that a converged network is unsure of. On nets of table T3 (4 seeds, Spearman with
-# line search, converged mlp): .87 without, .90 with .02, .97 with .1, whose candidates reach 15% less than those without.
+# Without a floor, directions go by the few rows that a converged network is unsure of. On an mlp of bench_truth.py (4 seeds, second-order
+# values, rank correlation with line search): .87 without, .90 with .02, .97 with .1, whose candidates reach 15% less than those without.
 FLOOR = 0.02
 # What a pass keeps of its rows may have this many values, 120 MB in single precision; the held-out one half as many.
 MOST_VALUES = 3e7

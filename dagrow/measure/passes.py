@@ -146,7 +146,7 @@ class Pass:
         return self.span(target).basis
 
     def bottleneck(self, target: str) -> Tensor:
-        """v less what the parents could do about it, by least squares: [rows, positions, units] (MATH: v-perp)."""
+        """v less what the parents could do about it, by least squares: [rows, positions, units] (v-perp; Verbockhaven et al. 2024)."""
         if self.whole is not None:
             return self.whole.bottleneck(target)[self.first : self.first + self.rows]
         known = self.about(target)
