@@ -15,6 +15,8 @@ from dagrow.scores.units import Sources, head, reader_view, scale_of, sources_of
 
 # The search looks at its design matrix a hundred times: it gets fewer rows than the refit.
 SEARCH_VALUES = 4e5
+# The climb ends when so many looks at the other rows, one every five steps, found nothing better.
+PATIENCE = 3
 
 
 def exact_units(form: Units, full: Pass, units: int, options, key: tuple[int | str, ...]) -> Tensor:
@@ -75,7 +77,7 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
     whole = aims(form, seen)
     climb, judge = ([aim.rows_of(*span) for aim in whole] for span in ((0, split), (split, rows)))
     optimizer = torch.optim.Adam([a], lr=0.08)
-    best, best_gain = a.detach().clone(), -torch.inf
+    best, best_gain, stale = a.detach().clone(), -torch.inf, 0
     for step in range(steps + 1):
         with torch.enable_grad():
             born = sources.born(form, torch.nn.functional.normalize(a, dim=1) @ whiten)
@@ -86,8 +88,11 @@ def ascend(form: Units, sources: Sources, seen: Pass, alpha: Tensor, whiten: Ten
         if step % 5 == 0 or step == steps:
             views = [h.detach() for h in views]
             unseen = sum(float(j.gain_of(h[k:], c.step(h[:k]))) for c, j, h, k in zip(climb, judge, views, cut, strict=True))
+            stale += 1
             if unseen > best_gain:
-                best, best_gain = a.detach().clone(), unseen
+                best, best_gain, stale = a.detach().clone(), unseen, 0
+            if stale == PATIENCE:
+                break
         if step < steps:
             (a.grad,) = torch.autograd.grad(-gain, a)
             optimizer.step()

@@ -48,7 +48,7 @@ class Natural(Scorer):
     class Options(Options):
         ridge: float = pydantic.Field(1e-2, gt=0, le=1, description="ridge of S, relative to its largest eigenvalue")
         starts: int = pydantic.Field(32, ge=0, le=4096, description="random starts of the exact search")
-        steps: int = pydantic.Field(12, ge=0, le=10_000, description="gradient steps of the exact search")
+        steps: int = pydantic.Field(40, ge=0, le=10_000, description="most gradient steps of the exact search")
 
     def screen(self, evidence: Evidence, sites: Sequence[Site]) -> Sequence[float]:
         return screen(evidence, sites, self.options.ridge)
