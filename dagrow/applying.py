@@ -184,27 +184,22 @@ def _normed(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, keep:
                 continue
             if name in norms:
                 fixed = _fixed(values[node.inputs[0]], {k: weights[f"{name}.{k}"] for k in NORM}, node.attrs.eps)
-                if keep:
-                    values[name] = modules[name](values[node.inputs[0]])
-                else:
-                    fixed = {k: v for k, v in fixed.items() if k.startswith("running")}
-                for local, value in fixed.items():
-                    weights[f"{name}.{local}"] = value
-                    if not keep:
-                        modules[name]._buffers[local] = value
-                if keep:
-                    continue
+                if not keep:  # what follows sees the function that the new statistics make
+                    fixed = {k: fixed[k] for k in STATISTICS}
+                    modules[name]._buffers.update(fixed)
+                weights |= {f"{name}.{k}": v for k, v in fixed.items()}
             values[name] = modules[name](*(values[i] for i in node.inputs))
     return weights
 
 
-NORM = ("running_mean", "running_var", "weight", "bias")
+STATISTICS = ("running_mean", "running_var")
+NORM = (*STATISTICS, "weight", "bias")
 
 
 def _fixed(x: Tensor, now: Mapping[str, Tensor], eps: float) -> Weights:
     """The norm's statistics for the inputs `x`, and the weight and bias that make it the same function with them."""
     over = [0, *range(2, x.dim())]
-    # In the data's own precision but for the squares: single precision is plenty for a mean of thousands.
+    # Squares about the mean, in the data's own precision; sums in double.
     mean = x.mean(over, dtype=torch.float64)
     var = (x - mean.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))).square().mean(over, dtype=torch.float64)
     old_mean, old_var, gamma, beta = (now[k].double() for k in NORM)

@@ -14,6 +14,7 @@ from dagrow.api import Grown, checked_of
 from dagrow.errors import UsageError
 from dagrow.globs import matches
 from dagrow.graph import Architecture
+from dagrow.measure.evidence import bytes_needed
 from dagrow.planning import make_plan
 from dagrow.propose import sites
 from dagrow.report import printable, tables
@@ -65,11 +66,16 @@ class Facts:
             rows.append(problem.render(spec.file))
         return rows
 
+    def memory(self) -> int:
+        """About how many bytes the first decision takes at most, beside what training does."""
+        data, rows = self.plan.data, self.plan.spec.score.rows
+        return bytes_needed(self.architecture, min(rows, len(data.train)), min(rows, len(data.val)))
+
     def row(self) -> dict:
         arch, counts = self.architecture, self.counts()
         nodes = [asdict(row) | {"op": arch.nodes[row.name].op} for row in tables.rows(arch)]
         axes = {axis.id: axis.size for axis in arch.axes.values()}
-        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(counts.values()), "sites": counts, "axes": axes}
+        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(counts.values()), "sites": counts, "axes": axes, "decision_bytes": self.memory()}
 
     def axes_text(self) -> str:
         arch, counts = self.architecture, self.counts()
@@ -81,6 +87,7 @@ class Facts:
             rows.append("  none: every size is fixed by the data")
         rows += [f"  frozen by {op}: {', '.join(nodes)}" for op, nodes in arch.derived.opaque.items()]
         rows += ["", "legal edits: " + (", ".join(f"{number} {name}" for name, number in counts.items()) or "none")]
+        rows.append(f"a decision takes at most about {max(1, round(self.memory() / 2**20))} MiB beside what training does")
         return "\n".join(rows)
 
 

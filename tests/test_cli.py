@@ -118,6 +118,7 @@ def test_check_tells_nodes_axes_and_edits(dagrow) -> None:
     row = json.loads(line)
     assert row["params"] == 54 and row["macs"] == 48 and row["edits"] == sum(row["sites"].values()) == 5 and not err
     assert [n["name"] for n in row["nodes"]] == ["input", "linear1", "relu1", "linear2"] and row["axes"] == {"linear1": 3}
+    assert 2**10 < row["decision_bytes"] < 2**30
     assert sum(n["params"] for n in row["nodes"]) == 54 and row["nodes"][1]["shape"] == [3]
 
 

@@ -166,7 +166,7 @@ class Freedom:
         sources = (form.source,) if link else form.sources
         parts = [features(form.frame.nodes[w], seen.values[x].double()).flatten(0, 1) for w, x in zip(writers, sources, strict=True)]
         h = torch.cat([*parts, *([] if link else [torch.ones(len(parts[0]), 1, dtype=torch.float64)])], 1)
-        q = seen.parent_basis(targets[0])
+        q = seen.span(targets[0]).basis
         left = h - q @ (q.T @ h) if len(q) == len(h) else h
         p = float(((left.T @ left / seen.rows) * power(h.T @ h / seen.rows, -1.0, ridge)).sum())
         spread, outward = 0.0, 0.0

@@ -131,7 +131,7 @@ def bytes_needed(arch: Architecture, rows: int, held: int) -> int:
     It is what the passes keep, beside it what is missing at a target and what new units are there, and the work on one site.
     """
     seen = affordable_rows(arch, rows) + affordable_rows(arch, held, 0.5)
-    widest, kept = max(math.prod(arch.shapes[n]) for n in affine_nodes(arch)), kept_values(arch)
+    widest, kept = max((math.prod(arch.shapes[n]) for n in affine_nodes(arch)), default=0), kept_values(arch)
     return 4 * int((kept + 2 * widest) * seen + min(WORK_VALUES, 16 * kept * seen))
 
 

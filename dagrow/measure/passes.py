@@ -141,10 +141,6 @@ class Pass:
             self.memo["moments", known[key].nodes] = known[key].moments
         return known[key]
 
-    def parent_basis(self, target: str) -> Tensor:
-        """Orthonormal columns spanning the parents' features and a constant: [rows * places, rank], fp64."""
-        return self.span(target).basis
-
     def bottleneck(self, target: str) -> Tensor:
         """v less what the parents could do about it, by least squares: [rows, positions, units] (v-perp; Verbockhaven et al. 2024)."""
         if self.whole is not None:

@@ -44,6 +44,15 @@ def given_way(seen: Pass, targets: tuple[str, ...], proposal: Proposal) -> dict[
     return change
 
 
+def slopes_of(form: Form, seen: Pass, changes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(s, t) per row: the changes times what they are measured against, and times the probe, summed over positions and targets."""
+    s = t = torch.zeros(seen.rows, dtype=torch.float64)
+    for target, change in changes.items():
+        s = s + (change * form.gradient(seen, target)).sum((1, 2), dtype=torch.float64)
+        t = t + (change * flat(seen.probe[target])).sum((1, 2), dtype=torch.float64)
+    return s, t
+
+
 class Growing:
     """What adds to a target is worth what it does about its bottleneck."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from dagrow.measure import Pass, Proposal, Units, flat
+from dagrow.measure import Pass, Proposal, Units
 from dagrow.measure.parents import end_of, parents
+from dagrow.measure.sites import slopes_of
 
 RIDGE = 1e-2  # of the curvature's diagonal
 
@@ -26,7 +26,7 @@ def balanced(form: Units, seen: Pass, proposal: Proposal) -> Proposal:
     if len(groups) < 2 or proposal.status != "ok":
         return proposal
     changes = form.effect(seen, proposal)
-    pairs = [_slopes(seen, {t: changes[t] for t in targets}) for targets in groups.values()]
+    pairs = [slopes_of(form, seen, {t: changes[t] for t in targets}) for targets in groups.values()]
     s, t = (torch.stack(parts, 1) for parts in zip(*pairs, strict=True))
     curve = t.T @ t / seen.rows
     share = torch.linalg.solve(curve + torch.diag(RIDGE * curve.diagonal() + 1e-300), s.mean(0))
@@ -39,11 +39,6 @@ def balanced(form: Units, seen: Pass, proposal: Proposal) -> Proposal:
         scale[f"{r}.weight", 1] = of[parents(seen.arch, target)]
     blocks = tuple(replace(b, values=b.values * scale.get((b.param, b.axis), 1.0)) for b in proposal.blocks)
     return replace(proposal, blocks=blocks, shift={n: x * _share_of(seen, n, groups, of) for n, x in proposal.shift.items()})
-
-
-def _slopes(seen: Pass, changes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    s = sum((c * seen.bottleneck(t)).sum((1, 2), dtype=torch.float64) for t, c in changes.items())
-    return s, sum((c * flat(seen.probe[t])).sum((1, 2), dtype=torch.float64) for t, c in changes.items())
 
 
 def _share_of(seen: Pass, name: str, groups: dict, of: dict) -> float:

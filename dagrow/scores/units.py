@@ -17,8 +17,6 @@ from dagrow.scores.balance import balanced
 
 # A design matrix may have this many values: 160 MB in fp64.
 MOST_VALUES = 2e7
-
-
 # A variance of this share of a mean square is that of a constant.
 CONSTANT = 1e-10
 # Values of new units that are carried to their readers at a time.

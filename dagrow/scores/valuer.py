@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dagrow.measure import Evidence, Pass, Site, flat
+from dagrow.measure import Evidence, Pass, Site
 from dagrow.measure.evidence import enough
 from dagrow.measure.features import Unsupported
 from dagrow.measure.onward import drops
+from dagrow.measure.sites import slopes_of
 from dagrow.scores import Block, Proposal
 
 Changes = dict[str, Tensor]
@@ -48,15 +49,7 @@ class Gain:
 
 def slopes(seen: Pass, site: Site, proposal: Proposal) -> tuple[Tensor, Tensor]:
     """(s, t) per row: the form says what a change does, and what it is measured against."""
-    return _slopes(seen, site, site.form.effect(seen, proposal))
-
-
-def _slopes(seen: Pass, site: Site, changes: Changes) -> tuple[Tensor, Tensor]:
-    s = t = torch.zeros(seen.rows, dtype=torch.float64)
-    for target, change in changes.items():
-        s = s + (change * site.form.gradient(seen, target)).sum((1, 2), dtype=torch.float64)
-        t = t + (change * flat(seen.probe[target])).sum((1, 2), dtype=torch.float64)
-    return s, t
+    return slopes_of(site.form, seen, site.form.effect(seen, proposal))
 
 
 def _first(seen: Pass, site: Site, proposal: Proposal) -> tuple[Changes, Tensor, Tensor]:
@@ -66,7 +59,7 @@ def _first(seen: Pass, site: Site, proposal: Proposal) -> tuple[Changes, Tensor,
     changes, found = None, []
     for part in seen.parts(rows):
         change = site.form.effect(part, proposal)
-        found.append(_slopes(part, site, change))
+        found.append(slopes_of(site.form, part, change))
         changes = change if changes is None else changes
         del change
     s, t = (torch.cat(x) for x in zip(*found, strict=True))
@@ -93,7 +86,7 @@ def _valued(evidence: Evidence, site: Site, proposal: Proposal, line: bool) -> G
     try:
         changes, s, t = _first(evidence.train, site, proposal)
         unseen = site.form.effect(evidence.held, proposal)
-        hs, ht = _slopes(evidence.held, site, unseen)
+        hs, ht = slopes_of(site.form, evidence.held, unseen)
     except Unsupported:
         return Gain(status="unsupported")
     except torch.linalg.LinAlgError:  # NaN in the network's own values
