@@ -410,7 +410,8 @@ def test_a_run_whose_folder_was_meddled_with(dagrow, place) -> None:
 
 # -- processes -------------------------------------------------------------------------------------------------------
 
-LONG = ["--set", "train.epochs.first=30", "--set", "budget.steps=1"]
+# Epochs this short are committed a hundred and more at a time: enough for a signal to come between two commits.
+LONG = ["--set", "train.epochs.first=1500", "--set", "budget.steps=1"]
 COMMAND = [sys.executable, "-m", "dagrow"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
 
