@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,12 +32,19 @@ class Rewrite:
     """A changed architecture and what happens to the tensors of the old one.
 
     Parameters of `arch` the old one lacks are fresh; parameters `arch` lacks are dropped. zero: the (parameter, axis)
-    slots whose newborn entries must be 0 to keep the function; None where zeros alone do not keep it.
+    slots whose newborn entries must be 0 to keep the function; None where zeros alone do not keep it. settle: where more is
+    needed than zeros, (old tensors, tensors carried over with those zeros) -> the tensors that must differ from the latter.
     """
 
     arch: Architecture
     moves: tuple[Move, ...]
     zero: tuple[tuple[str, int], ...] | None
+    settle: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are values of the newborns at which the function is that of the old network."""
+        return self.zero is not None or self.settle is not None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,20 @@ def transfer(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, 
         elif name in arch.params:
             made[name] = like.new_full(shape, newborn)
     return made
+
+
+def preserving(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`transfer`, with the newborns set so that the network computes what it did before. Raises GraphError where none do so."""
+    if not rewrite.keeps:
+        raise GraphError("this rewrite changes the function of the network")
+    made = transfer(rewrite, old, newborn)
+    born = {(m.param, m.axis): [k for k, source in enumerate(m.index) if source < 0] for m in rewrite.moves}
+    for name, axis in rewrite.zero or ():
+        if name not in old:
+            made[name] = torch.zeros_like(made[name])
+        elif born.get((name, axis)):
+            made[name].index_fill_(axis, torch.tensor(born[name, axis], device=made[name].device), 0)
+    return made if rewrite.settle is None else {**made, **rewrite.settle(old, made)}
 
 
 def _moved(name: str, shape: tuple[int, ...], value: Tensor, moves: list[Move], newborn: Tensor | float | None) -> Tensor:
@@ -185,7 +206,7 @@ def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refus
         local = derived.locals[name]
         if touched.isdisjoint(local.values()) and touched.isdisjoint(node.inputs):
             continue
-        attrs = node.rule.resize(node.attrs, {k: params[full] for k, full in local.items()}, *(shapes[i] for i in node.inputs))
+        attrs = node.rule.resize(node.attrs, {k: params[full] for k, full in local.items()}, shapes[name], *(shapes[i] for i in node.inputs))
         if attrs != node.attrs:
             nodes[name] = type(node)(node.op, node.inputs, attrs, node.tied)
     try:

@@ -107,7 +107,7 @@ def at(x: Tensor, places: Tensor | None = None) -> Tensor:
 def with_units(node: Node, shape: Sequence[int], units: int, fan_in: int | None = None) -> nn.Module:
     """The affine node's module on meta with another number of units (and, grouped, another fan-in)."""
     weight = kernel_shape(node, shape) if fan_in is None else (0, fan_in, 0)
-    attrs = node.rule.resize(node.attrs, {"weight": (units, *weight[1:])}, tuple(shape))
+    attrs = node.rule.resize(node.attrs, {"weight": (units, *weight[1:])}, (), tuple(shape))
     return _template(node.op, attrs, (tuple(shape),))
 
 

@@ -1,4 +1,4 @@
-"""linear, conv1d, conv2d: a weight times the input, plus a bias."""
+"""linear, token_linear, conv1d, conv2d: a weight times the input, plus a bias."""
 
 from __future__ import annotations
 
@@ -32,8 +32,26 @@ class Linear(Op):
         return nn.Linear(shape[0], attrs.width, bias=attrs.bias)
 
     @staticmethod
-    def resize(attrs, params, shape):
+    def resize(attrs, params, made, shape):
         return attrs.model_copy(update={"width": params["weight"][0]})
+
+
+@REGISTRY.register("token_linear")
+class TokenLinear(Op):
+    """The same linear map at every token: [..., features] to [..., width]."""
+
+    role = "affine"
+    channels = -1
+    shorthand = "width"
+    Options = Linear.Options
+    resize = Linear.resize
+
+    @staticmethod
+    def build(attrs, shape):
+        from torch import nn
+
+        need_rank("token_linear", shape, (2, 3), "[tokens, features] or [height, width, features]", "for a vector use linear")
+        return nn.Linear(shape[-1], attrs.width, bias=attrs.bias)
 
 
 class ConvOptions(Options):
@@ -78,7 +96,7 @@ class Conv(Op):
         return module(shape[0], attrs.channels, attrs.kernel, attrs.stride, padding, groups=attrs.groups, bias=attrs.bias)
 
     @staticmethod
-    def resize(attrs, params, shape):
+    def resize(attrs, params, made, shape):
         out, fan_in, *_ = params["weight"]
         return attrs.model_copy(update={"channels": out, "groups": shape[0] // fan_in})
 
