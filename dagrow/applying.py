@@ -171,7 +171,9 @@ def settle_norms(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold) 
 
 def _normed(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, keep: bool) -> Weights:
     weights = dict(weights)
-    norms = [n for n in arch.order if arch.nodes[n].rule.role == "norm"]
+    # One that is shared sees several inputs: no one of them gives its statistics.
+    shared = {full.rpartition(".")[0] for node in arch.nodes.values() for _, full in node.tied}
+    norms = [n for n in arch.order if arch.nodes[n].rule.role == "norm" and not arch.nodes[n].tied and n not in shared]
     if not norms:
         return weights
     modules = materialise(arch, weights)

@@ -18,7 +18,8 @@ from torch.fx import graph_module as fx_graph_module
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture
 from dagrow.graph.collecting import uncollected
-from dagrow.graph.node import build, built, copied
+from dagrow.graph.node import build, built, copied, tensors_of
+from dagrow.graph.ties import node_of
 from dagrow.rng import seed_of
 
 PREFIX = "n_"
@@ -29,7 +30,8 @@ class Network(fx.GraphModule):
 
     Networks of one architecture share their `graph`: copy it before changing it.
 
-    `meta["values"]` maps each node of the architecture to the name of the fx node that holds its output.
+    `meta["values"]` maps each node of the architecture to the name of the fx node that holds its output, `meta["locals"]` each
+    that is a module to its tensors' full names by their local ones: "owner.local" where tied.
     """
 
     def __init__(self, root: nn.Module | Mapping[str, nn.Module], graph: fx.Graph, class_name: str = "Network"):
@@ -80,10 +82,12 @@ def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> N
         _BARE[arch.digest] = bare
         while len(_BARE) > _MOST_BARE:
             _BARE.pop(next(iter(_BARE)))
-    network, wanted = copied(bare), {}
-    network.meta = {"values": dict(bare.meta["values"])}
-    for name in bare.meta["modules"]:
-        wanted.update(_fill(network.get_submodule(prefixed_name(name)), name, weights))
+    network = copied(bare)
+    network.meta = {"values": dict(bare.meta["values"]), "locals": bare.meta["locals"]}
+    wanted: dict[str, tuple[int, ...]] = {}
+    made: dict[str, Tensor] = {}
+    for name, locals_ in bare.meta["locals"].items():
+        _fill(network.get_submodule(prefixed_name(name)), locals_, weights, wanted, made)
     _check(wanted, weights)
     return network
 
@@ -117,7 +121,7 @@ def _generated(arch: Architecture) -> Network:
     graph.output(ends[0] if len(ends) == 1 else tuple(ends))
     network = Network(modules, graph)
     network.meta["values"] = {name: value.node.name for name, value in values.items()}
-    network.meta["modules"] = tuple(name for name in arch.order if prefixed_name(name) in modules)
+    network.meta["locals"] = {name: dict(arch.formed.locals[name]) for name in arch.order if prefixed_name(name) in modules}
     return network
 
 
@@ -132,32 +136,21 @@ def _placeholders(arch: Architecture) -> dict[str, str]:
     return taken
 
 
-def _slots(module: nn.Module, name: str) -> Iterator[tuple[str, dict, str]]:
-    """("node.local", the dict that holds the tensor, its key there) of each parameter and buffer below `module`."""
-    for path, part in module.named_modules():
-        for held in (part._parameters, part._buffers):
-            for key, tensor in held.items():
-                if tensor is not None:
-                    local = f"{path}.{key}" if path else key
-                    if local.startswith(PREFIX):
-                        fix = f"names that begin with {PREFIX} are kept for nodes"
-                        raise GraphError(f"{name!r}: a parameter may not be called {local!r}", node=name, fix=fix)
-                    yield f"{name}.{local}", held, key
-
-
-def _fill(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Puts clones of `weights` into `module`, where their shapes fit; returns the shapes wanted."""
-    wanted = {}
-    for slot, held, key in _slots(module, name):
-        old = held[key]
+def _fill(
+    module: nn.Module, locals_: Mapping[str, str], weights: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]], made: dict[str, Tensor]
+) -> None:
+    """Puts clones of `weights` into `module`, where their shapes fit: one for each name, which tied places share (`made`)."""
+    for local, held, key in tensors_of(module):
+        old, slot = held[key], locals_[local]
         wanted[slot] = tuple(old.shape)
         given = weights.get(slot)
         if given is None or given.shape != old.shape:
             continue
-        # Cloned: an alias would let training change the caller's value, and unaligned storage changes bits.
-        fresh = given.detach().clone()
-        held[key] = nn.Parameter(fresh, fresh.is_floating_point()) if isinstance(old, nn.Parameter) else fresh
-    return wanted
+        if slot not in made:
+            # Cloned: an alias would let training change the caller's value, and unaligned storage changes bits.
+            fresh = given.detach().clone()
+            made[slot] = nn.Parameter(fresh, fresh.is_floating_point()) if isinstance(old, nn.Parameter) else fresh
+        held[key] = made[slot]
 
 
 def _check(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> None:
@@ -193,29 +186,40 @@ def initialise(arch: Architecture, seed: int | tuple[int | str, ...], only: Iter
                 node = arch.nodes[name]
                 torch.default_generator.manual_seed(seed_of(seed, *purpose, "init", name))
                 module = build(node, [arch.shapes[i] for i in node.inputs], name)
-                made.update({slot: held[key].detach().clone() for slot, held, key in _slots(module, name) if slot in chosen})
+                if isinstance(module, nn.Module):
+                    made.update({
+                        f"{name}.{local}": held[key].detach().clone() for local, held, key in tensors_of(module) if f"{name}.{local}" in chosen
+                    })
     finally:
         torch.set_rng_state(before)
     return made
 
 
 def owner_of(arch: Architecture, slot: str) -> str:
-    """The node of a "node.local"; no node lies inside another, so there is one."""
-    name = slot.rpartition(".")[0]
-    while name not in arch.nodes:
-        name = name.rpartition(".")[0]
+    """The node of a "node.local". Raises GraphError where it is of none."""
+    name = node_of(arch.nodes, slot)
+    if name is None:
+        raise GraphError(f"{slot!r} is no parameter of this network")
     return name
 
 
+def _named(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """By the nodes' names; what is tied goes by its owner's."""
+    full = {}
+    for name, locals_ in getattr(module, "meta", {}).get("locals", {}).items():
+        full.update((id(held[key]), locals_[local]) for local, held, key in tensors_of(module.get_submodule(prefixed_name(name))))
+    return {full.get(id(tensor)) or plain_name(name): tensor for name, tensor in tensors}
+
+
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
-    """"node.local" -> the live parameter, in the order of `module.named_parameters()`."""
-    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+    """"node.local" -> the live parameter, each once, in the order of `module.named_parameters()`."""
+    return _named(module, module.named_parameters())
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """"node.local" -> a detached clone of each parameter and buffer: what `compile_architecture` takes."""
-    held = [*module.named_parameters(), *module.named_buffers()]
-    return {plain_name(name): tensor.detach().clone() for name, tensor in held}
+    held = _named(module, [*module.named_parameters(), *module.named_buffers()])
+    return {name: tensor.detach().clone() for name, tensor in held.items()}
 
 
 @contextmanager

@@ -97,12 +97,12 @@ def add_to(arch: Architecture, target: str, branch: dict[str, Node], end: str) -
     changed: dict[str, Node | None] = dict(branch)
     if len(readers) == 1 and target not in arch.outputs and arch.nodes[readers[0]].op == "add":
         total = arch.nodes[readers[0]]
-        changed[readers[0]] = Node(total.op, (*total.inputs, end), total.attrs)
+        changed[readers[0]] = replace(total, inputs=(*total.inputs, end))
         return arch.replace(changed)
     name = fresh_name(arch, "sum")
     for reader in set(readers):
         node = arch.nodes[reader]
-        changed[reader] = Node(node.op, tuple(name if i == target else i for i in node.inputs), node.attrs)
+        changed[reader] = replace(node, inputs=tuple(name if i == target else i for i in node.inputs))
     changed[name] = Node.of("add", target, end)
     return arch.replace(changed, tuple(name if o == target else o for o in arch.outputs))
 
@@ -116,9 +116,9 @@ def without(arch: Architecture, total: str, branch: str) -> Architecture | Refus
     nodes = {n: v for n, v in arch.nodes.items() if n != total}
     outputs = arch.outputs
     if len(left) > 1:
-        nodes = {n: (Node(v.op, left, v.attrs) if n == total else v) for n, v in arch.nodes.items()}
+        nodes = {n: (replace(v, inputs=left) if n == total else v) for n, v in arch.nodes.items()}
     else:
-        nodes = {n: Node(v.op, tuple(left[0] if i == total else i for i in v.inputs), v.attrs) for n, v in nodes.items()}
+        nodes = {n: replace(v, inputs=tuple(left[0] if i == total else i for i in v.inputs)) for n, v in nodes.items()}
         outputs = tuple(left[0] if o == total else o for o in outputs)
     alive, todo = set(), list(outputs)
     while todo:

@@ -17,6 +17,7 @@ from dagrow.errors import GraphError, nearest
 from dagrow.graph.axes import Axis, Derived, derive
 from dagrow.graph.forming import Formed, formed_of
 from dagrow.graph.node import Node, check_name
+from dagrow.graph.ties import check_ties, later, node_of, owners
 
 
 class Architecture:
@@ -59,7 +60,9 @@ class Architecture:
                 raise GraphError(f"{name!r}: {node.op} takes {wanted} inputs, it has {len(node.inputs)}", node=name)
             for i in node.inputs:
                 if i not in self.nodes:
-                    raise GraphError(f"{name!r}: its input {i!r} is not a node", node=name, fix=_hint(i, self.nodes))
+                    raise GraphError(f"{name!r}: its input {str(i)[:80]!r} is not a node", node=name, fix=_hint(i, self.nodes))
+            if node.tied:
+                check_ties(self.nodes, name)
         for name in self.nodes:
             parent = name.rpartition(".")[0]
             while parent:
@@ -92,13 +95,14 @@ class Architecture:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Topological; ties in the order the nodes were given."""
+        """Topological, the owner of a tied parameter before those that share it; otherwise in the order the nodes were given."""
         names = tuple(self.nodes)
         number = {name: k for k, name in enumerate(names)}
-        waits = [len(node.inputs) for node in self.nodes.values()]
+        before = [(*node.inputs, *owners(self.nodes, name)) if node.tied else node.inputs for name, node in self.nodes.items()]
+        waits = [len(b) for b in before]
         readers: list[list[int]] = [[] for _ in names]
-        for k, node in enumerate(self.nodes.values()):
-            for i in node.inputs:
+        for k, needed in enumerate(before):
+            for i in needed:
                 readers[number[i]].append(k)
         ready = [k for k, count in enumerate(waits) if not count]  # ascending: a heap
         made = []
@@ -110,7 +114,10 @@ class Architecture:
                 if not waits[reader]:
                     heapq.heappush(ready, reader)
         if len(made) < len(names):
-            cycle = [edge[0] for edge in nx.find_cycle(self.graph)]
+            try:
+                cycle = [edge[0] for edge in nx.find_cycle(self.graph)]
+            except nx.NetworkXNoCycle:
+                raise later(self.nodes, set(names) - set(made)) from None
             raise GraphError(f"a cycle: {' -> '.join([*cycle, cycle[0]])}", node=cycle[0])
         return tuple(made)
 
@@ -275,6 +282,10 @@ def _labelled(arch: Architecture) -> nx.DiGraph:
         for i in dict.fromkeys(node.inputs):
             places = [k for k, j in enumerate(node.inputs) if j == i]
             graph.add_edge(i, name, label=str(len(places) if node.rule.role == "sum" else places))
+        for owner in owners(arch.nodes, name) if node.tied else ():
+            ties = sorted((local, full[len(owner) :]) for local, full in node.tied if node_of(arch.nodes, full) == owner)
+            read = graph.edges[owner, name]["label"] if graph.has_edge(owner, name) else ""
+            graph.add_edge(owner, name, label=f"{read} {ties}")
     return graph
 
 

@@ -43,10 +43,17 @@ def formed_of(nodes: Mapping[str, Node], order: Iterable[str]) -> Formed:
         made = recipe(node, name, inputs)
         tied = dict(node.tied)
         for local, shape, trained in made.leaves:
-            full = names[name][local] = tied.get(local, f"{name}.{local}")
-            known, _ = leaves.setdefault(full, (shape, trained))
-            if known != shape:
-                raise GraphError(f"{name!r}: its {local} is {list(shape)}, {full} is {list(known)}", node=name)
+            full = names[name][local] = tied.pop(local, f"{name}.{local}")
+            if node.tied and full != f"{name}.{local}" and full not in leaves:
+                fix = "tie it to the node that holds the parameter itself"
+                raise GraphError(f"{name!r}: its {local} is tied to {full!r}, which is no parameter", node=name, fix=fix)
+            known = leaves.setdefault(full, (shape, trained))
+            if known != (shape, trained):
+                kinds = "" if known[1] == trained else ", one of them trained, the other not"
+                raise GraphError(f"{name!r}: its {local} is {list(shape)}, {full} is {list(known[0])}{kinds}", node=name)
+        if tied:
+            has = ", ".join(local for local, _, _ in made.leaves) or "none"
+            raise GraphError(f"{name!r}: it has no parameter {next(iter(tied))!r} to tie", node=name, fix=f"its parameters: {has}")
         shapes[name], macs[name] = tuple(made.shape[1:]), _macs(node, made, inputs)
     params, buffers = ({n: shape for n, (shape, t) in leaves.items() if t is trained} for trained in (True, False))
     return Formed(shapes, params, buffers, macs, sum(map(math.prod, params.values())), names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,10 @@ Module = nn.Module | Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Node:
-    """`op` of `inputs` (authoritative: add(a, a) has two edges) with `attrs`, an instance of the op's Options."""
+    """`op` of `inputs` (authoritative: add(a, a) has two edges) with `attrs`, an instance of the op's Options.
+
+    tied: (local name, full name "owner.local") of each parameter or buffer that is another node's.
+    """
 
     op: str
     inputs: tuple[str, ...] = ()
@@ -34,15 +37,16 @@ class Node:
 
     @property
     def rule(self) -> type[ops.Op]:
-        return ops.REGISTRY.get(self.op)
+        return ops.REGISTRY.get(self.op).variant(self.attrs)
 
 
 def check_name(name: str) -> None:
     """Raises GraphError unless every dotted segment may stand in generated code (torch.fx executes names)."""
-    segments = str(name).split(".")
+    # Exactly a string: a subclass may say one thing here and another in the generated code.
+    segments = name.split(".") if type(name) is str else [""]
     if len(segments) > 16 or not all(SEGMENT.match(s) for s in segments):
         raise GraphError(
-            f"{str(name)[:80]!r} cannot name a node",
+            f"{ascii(name if isinstance(name, str) else type(name).__name__)[:80]} cannot name a node",
             fix="use letters, digits and _ (64 at most, no digit first), with dots between segments",
         )
 
@@ -115,6 +119,16 @@ def built(node: Node, shapes: Iterable[tuple[int, ...]], name: str) -> Module:
             _BUILT.put(key, build(node, key[2], name))
     made = _BUILT[key]
     return copied(made) if isinstance(made, nn.Module) else made
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, dict, str]]:
+    """(local name, the dict that holds the tensor, its key there) of each parameter and buffer; one in two places has one local name."""
+    first: dict[int, str] = {}
+    for path, part in module.named_modules():
+        for held in (part._parameters, part._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    yield first.setdefault(id(tensor), f"{path}.{key}" if path else key), held, key
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagrow.errors import GraphError
 from dagrow.graph.labels import Cells, Label
-from dagrow.graph.node import Node, apply, build
+from dagrow.graph.node import SEGMENT, Node, apply, build
 
 BATCH = 2
 Shape = tuple[int, ...]
@@ -87,6 +87,8 @@ class _Recorder(TorchDispatchMode):
         if isinstance(module, nn.Module):
             module.eval()
             for local, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if not all(map(SEGMENT.match, local.split("."))):
+                    raise GraphError(f"{name!r}: {ascii(local)[:80]} cannot name a parameter", node=name)
                 self.add(tensor)
                 leaves.append((local, tuple(tensor.shape), isinstance(tensor, nn.Parameter)))
         with self:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dagrow import losses
 from dagrow.graph import Architecture
-from dagrow.graph.node import Module, infer
+from dagrow.graph.node import Module, infer, tensors_of
 from dagrow.measure.features import at, flat
 from dagrow.measure.kept import Values
 from dagrow.measure.parents import Span, moved, parents, span_of
@@ -31,10 +31,10 @@ def materialise(arch: Architecture, weights: Mapping[str, Tensor]) -> dict[str, 
     _, modules = infer(arch.nodes, arch.order)
     for name, module in modules.items():
         if isinstance(module, torch.nn.Module):
-            for local, _ in list(module.named_parameters()):
-                module._parameters[local] = torch.nn.Parameter(weights[f"{name}.{local}"], requires_grad=False)
-            for local, _ in list(module.named_buffers()):
-                module._buffers[local] = weights[f"{name}.{local}"]
+            names = arch.formed.locals[name]
+            for local, held, key in list(tensors_of(module)):
+                value = weights[names[local]]
+                held[key] = torch.nn.Parameter(value, requires_grad=False) if isinstance(held[key], torch.nn.Parameter) else value
     return modules
 
 

@@ -157,11 +157,7 @@ class _Part:
         read = dict.fromkeys([end, *(i for n in self.todo for i in arch.nodes[n].inputs)])
         self.given = {n: seen.values[n].double() for n in read if n not in needed}
         _, self.modules = infer(arch.nodes, arch.order)
-        self.slots: dict[str, dict[str, str]] = {n: {} for n in self.todo}
-        for slot in weights:
-            owner = owner_of(arch, slot)
-            if owner in needed:
-                self.slots[owner][slot.removeprefix(f"{owner}.")] = slot
+        self.slots = {n: arch.formed.locals[n] for n in self.todo}
 
     def __call__(self, theta: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None) -> Tensor:
         """The end's value with `theta` in place of those weights."""

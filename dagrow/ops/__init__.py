@@ -54,6 +54,11 @@ class Op:
     channels: ClassVar[Literal[1, -1]] = 1
     examples: ClassVar[tuple[Example, ...]] = ()
 
+    @classmethod
+    def variant(cls, attrs) -> type[Op]:
+        """The class that speaks for a node with `attrs`: this one, or one of another role."""
+        return cls
+
     @staticmethod
     def build(attrs, *shapes: Shape) -> nn.Module | Callable:
         """The module, or a function of the input tensors. Raises GraphError where the shapes do not fit."""

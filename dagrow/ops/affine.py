@@ -15,7 +15,7 @@ MAP_TO_VECTOR = "put global_avg_pool or flatten between them"
 
 @REGISTRY.register("linear")
 class Linear(Op):
-    """y = W x + b on a vector; `width` units."""
+    """y = W x + b on a vector; `width` units. transposed: the weight is stored as [in, out], to be tied to that of a linear the other way."""
 
     role = "affine"
     shorthand = "width"
@@ -23,6 +23,11 @@ class Linear(Op):
     class Options(Options):
         width: Size
         bias: bool = True
+        transposed: bool = False
+
+    @classmethod
+    def variant(cls, attrs):
+        return Transposed if attrs.transposed else cls
 
     @staticmethod
     def build(attrs, shape):
@@ -36,6 +41,23 @@ class Linear(Op):
         return attrs.model_copy(update={"width": params["weight"][0]})
 
 
+class Transposed(Linear):
+    """Not affine in the sense of scoring: its units are the columns of its weight, and as a rule another node's too."""
+
+    role = "other"
+
+    @staticmethod
+    def build(attrs, shape):
+        from dagrow.modules import TransposedLinear
+
+        need_rank("linear", shape, (1,), "a vector", MAP_TO_VECTOR)
+        return TransposedLinear(shape[0], attrs.width, attrs.bias)
+
+    @staticmethod
+    def resize(attrs, params, made, shape):
+        return attrs.model_copy(update={"width": params["weight"][1]})
+
+
 @REGISTRY.register("token_linear")
 class TokenLinear(Op):
     """The same linear map at every token: [..., features] to [..., width]."""
@@ -43,7 +65,11 @@ class TokenLinear(Op):
     role = "affine"
     channels = -1
     shorthand = "width"
-    Options = Linear.Options
+
+    class Options(Options):
+        width: Size
+        bias: bool = True
+
     resize = Linear.resize
 
     @staticmethod
