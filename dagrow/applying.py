@@ -12,6 +12,7 @@ from dagrow.compiler import initialise
 from dagrow.data import Fold
 from dagrow.graph import Architecture, Refusal, Rewrite, transfer
 from dagrow.measure.passes import materialise
+from dagrow.measure.recasts import carried
 from dagrow.measure.sites import Site
 from dagrow.scores import Block, Proposal
 from dagrow.train import Moments
@@ -87,15 +88,24 @@ def apply(
         for name, axis in site.form.outgoing:
             silent[name] = fresh[name].index_fill(axis, torch.tensor(_born(arch, rewrite, name, axis), dtype=torch.long), 0.0)
         _put(silent, begin, arch, rewrite, origins)
-        full, empty = transfer(rewrite, full, fresh), transfer(rewrite, empty, silent)
+        carry = carried if site.form.settles else transfer
+        before, full, empty = full, carry(rewrite, full, fresh), carry(rewrite, empty, silent)
+        made_anew = _settled(rewrite, before, full) if site.form.settles else {}
         for slot, named in moved.items():
             kept = transfer(rewrite, named, fills[slot])
+            kept |= {name: kept[name].masked_fill(there, fills[slot]) for name, there in made_anew.items()}
             moved[slot] = {name: kept[name] for name in rewrite.arch.params}
         for move in rewrite.moves:
             before = origins.get((move.param, move.axis))
             origins[move.param, move.axis] = [-1 if o < 0 else (before[o] if before else o) for o in move.index]
         arch = rewrite.arch
     return Applied(arch, empty, full, moved)
+
+
+def _settled(rewrite: Rewrite, old: Weights, new: Weights) -> dict[str, Tensor]:
+    """Where the rewrite gave surviving parameters other values: what an optimizer knows of the old ones says nothing of these."""
+    plain = transfer(rewrite, old, new)
+    return {name: there for name in rewrite.arch.params if bool((there := plain[name] != new[name]).any())}
 
 
 def _renamed(part: Part, blocks: Sequence[Block], site: Site, start: Architecture, arch: Architecture) -> list[Block]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import overload
@@ -12,7 +12,7 @@ import numpy as np
 from dagrow.applying import Part
 from dagrow.graph import Architecture, Cost, Refusal
 from dagrow.measure import Evidence
-from dagrow.measure.grid import Grid
+from dagrow.measure.grid import Grid, Several
 from dagrow.measure.sites import Site
 from dagrow.scores import Proposal, Scorer, serving
 from dagrow.scores.valuer import Gain, scaled, value
@@ -103,14 +103,22 @@ def places(arch: Architecture, edits: Sequence[tuple[type, object]]) -> list[Pla
     """The sites of each edit of the spec, in bulk; an edit listed twice offers a site once."""
     made, listed, seen = [], [e for e, _ in edits], set()
     for edit, options in edits:
-        found = edit.match(arch, options)
-        found = found if isinstance(found, Grid) else list(found)
-        chosen = range(len(found))
-        if listed.count(edit) > 1:
-            chosen = [k for k in chosen if found[k].key not in seen]
-            seen.update(found[k].key for k in chosen)
-        made.append(Places(edit, options, found, np.array(chosen, np.int64)))
+        for found in _alike(edit.match(arch, options)):
+            chosen = range(len(found))
+            if listed.count(edit) > 1:
+                chosen = [k for k in chosen if found[k].key not in seen]
+                seen.update(found[k].key for k in chosen)
+            made.append(Places(edit, options, found, np.array(chosen, np.int64)))
     return made
+
+
+def _alike(found: Iterable[Site]) -> list[Sequence[Site]]:
+    """The sites, those of one form together; grids as they are."""
+    parts = found.parts if isinstance(found, Several) else (found,)
+    grids, forms = [p for p in parts if isinstance(p, Grid)], {}
+    for site in (s for p in parts if not isinstance(p, Grid) for s in p):
+        forms.setdefault((type(site.form), site.form.grows), []).append(site)
+    return [*grids, *forms.values()] or [[]]
 
 
 def _named(at: Places, keys: frozenset[str]) -> np.ndarray:
@@ -186,7 +194,7 @@ def propose(
 
 def _screen(evidence: Evidence, scorer: Scorer, offered: list[Places], pricing: _Pricing, refine: int) -> tuple[list[Places], _Screened | None]:
     """(what is scored in full, what is not), from the gains that the scorer expects of all sites at once."""
-    growing = [at for at in offered if len(at.chosen) and at.sites[0].form.grows]
+    growing = [at for at in offered if len(at.chosen) and at.sites[0].form.grows and not at.sites[0].form.settles]
     if sum(len(at.chosen) for at in growing) <= refine:
         return offered, None
     expected = {id(at): _expected(evidence, scorer, at) for at in growing}

@@ -5,6 +5,7 @@ from dagrow.measure.features import features, flat, propagate
 from dagrow.measure.gathering import Gathering
 from dagrow.measure.passes import Pass
 from dagrow.measure.proposals import Block, Proposal
+from dagrow.measure.recasts import Recast
 from dagrow.measure.sites import Cut, Drop, Link, Site, Units
 from dagrow.measure.swaps import Swap
 

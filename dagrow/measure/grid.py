@@ -18,14 +18,15 @@ class Grid(Sequence[Site]):
     """The sites of one edit that each lead from one of `sources` into one of `targets`, target by target.
 
     `pairs` [sites, 2]: places in `sources` and `targets`. `form`: the class of every site's form. `make(source, target,
-    stride)` makes a site. `strides` [targets, sources] holds 0 where there is no site.
+    stride)` makes a site. `strides` [targets, sources] holds 0 where there is no site. `variant` tells it from other grids of
+    the edit between the same tensors: their sites' `where` ends in it.
     """
 
     def __init__(
         self, edit: str, form: type, arch: Architecture, sources: tuple[str, ...], targets: tuple[str, ...], strides: np.ndarray,
-        make: Callable[[str, str, int], Site],
+        make: Callable[[str, str, int], Site], variant: str = "",
     ):
-        self.edit, self.form, self.arch = edit, form, arch
+        self.edit, self.form, self.arch, self.variant = edit, form, arch, variant
         self.sources, self.targets = sources, targets
         self._strides, self._make = strides, make
         self.pairs = np.argwhere(strides)[:, ::-1]
@@ -49,7 +50,9 @@ class Grid(Sequence[Site]):
     def find(self, key: str) -> int | None:
         """The place of the site with this key (Site.key)."""
         edit, _, where = key.partition(" ")
-        source, _, target = where.partition(" -> ")
+        if not where.endswith(self.variant):
+            return None
+        source, _, target = where.removesuffix(self.variant).partition(" -> ")
         return self._places.get((source, target)) if edit == self.edit else None
 
     @cached_property
@@ -62,3 +65,30 @@ class Grid(Sequence[Site]):
         shapes: dict[Shape, int] = {}
         s, t = (np.array([shapes.setdefault(tuple(self.arch.shapes[n]), len(shapes)) for n in names], np.int64) for names in (self.sources, self.targets))
         return s[self.pairs[:, 0]] * max(1, len(shapes)) + t[self.pairs[:, 1]]
+
+
+class Several(Sequence[Site]):
+    """Sites in some parts, grids or lists, one after another."""
+
+    def __init__(self, *parts: Sequence[Site]):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @overload
+    def __getitem__(self, k: int) -> Site: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Site]: ...
+    def __getitem__(self, k):
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(len(self)))]
+        k = range(len(self))[k]
+        for part in self.parts:
+            if k < len(part):
+                return part[k]
+            k -= len(part)
+        raise IndexError(k)
+
+    def __iter__(self) -> Iterator[Site]:
+        return (site for part in self.parts for site in part)

@@ -25,7 +25,7 @@ class Proposal:
     nothing of it); `reason` says why it is not ok.
 
     Growing: `blocks` for the newborn entries; `start` for those that are not zero at amplitude 0, what they are there.
-    Shrinking: `keep`, the units that stay; `shift`, what is added to surviving parameters (in the present shapes) beforehand to make up for the loss.
+    Shrinking: `keep`, the units that stay (of a recast the whole index, new -> old, -1 for a newborn); `shift`, what is added to surviving parameters (in the present shapes) beforehand to make up for the loss.
     """
 
     status: str = "ok"

@@ -22,6 +22,7 @@ from dagrow.graph import Architecture
 from dagrow.measure.features import Unsupported, call, flat, propagate, template, with_units
 from dagrow.measure.parents import moved, parents
 from dagrow.measure.proposals import Proposal
+from dagrow.measure.recasts import Recast
 from dagrow.measure.swaps import Swap
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Growing:
     grows: ClassVar[bool] = True
     trial: ClassVar[bool] = False
     rowwise: ClassVar[bool] = True  # whether effect and gradient of some rows are those of all, cut
+    settles: ClassVar[bool] = False  # whether the rewrite, not the proposal, sets the newborns
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
         """The part of v that the change is measured against: [rows, positions, units]."""
@@ -89,6 +91,7 @@ class Shrinking:
     grows: ClassVar[bool] = False
     trial: ClassVar[bool] = False
     rowwise: ClassVar[bool] = True
+    settles: ClassVar[bool] = False
     outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
@@ -193,7 +196,7 @@ class Cut(Shrinking):
         return {self.node: lost}
 
 
-Form = Units | Link | Drop | Cut | Swap
+Form = Units | Link | Drop | Cut | Swap | Recast
 
 
 @dataclass(frozen=True)
@@ -214,4 +217,4 @@ class Site:
         return f"{self.edit} {self.where}"
 
 
-__all__ = ["Cut", "Drop", "Form", "Link", "Site", "Swap", "Units", "Unsupported"]
+__all__ = ["Cut", "Drop", "Form", "Link", "Recast", "Site", "Swap", "Units", "Unsupported"]

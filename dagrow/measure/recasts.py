@@ -1,0 +1,82 @@
+"""Rewrites that no derivative speaks of: what is cloned, merged, folded, or grows where units are normalised together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from dagrow.compiler import initialise
+from dagrow.graph import Architecture, Refusal, Rewrite, preserving, transfer
+from dagrow.graph.node import run
+from dagrow.measure.features import Unsupported, flat
+from dagrow.measure.passes import materialise
+from dagrow.measure.proposals import Proposal
+
+if TYPE_CHECKING:
+    from dagrow.measure.passes import Pass
+
+Values = dict[str, Tensor]
+
+
+def as_told(seen: Pass, units: int) -> Proposal:
+    """There is nothing to choose but how many."""
+    return Proposal(units=units)
+
+
+@dataclass(frozen=True)
+class Recast:
+    """The network becomes `made(proposal).arch`, and the rewrite itself says what becomes of the weights.
+
+    One that `grows` is left to a trial, for `reason`; where its rewrite keeps the function it starts from there. One that
+    makes the network smaller is worth what running the network it makes finds: nothing where the function stays.
+    `plan(seen, units)` chooses what a proposal holds beside their number: `keep`, the whole index of an axis (new -> old,
+    -1 for a newborn), and `shift`. `frame` is the present architecture.
+    """
+
+    trial: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
+    outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
+    frame: Architecture = field(repr=False, compare=False)
+    grows: bool
+    made: Callable[[Proposal], Rewrite | Refusal] = field(repr=False, compare=False)
+    reason: str = "no derivative says what it brings"
+    plan: Callable[[Pass, int], Proposal] = field(default=as_told, repr=False, compare=False)
+
+    def gradient(self, seen: Pass, target: str) -> Tensor:
+        return flat(seen.v[target])
+
+    def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
+        """What it changes at the output, by running both networks in double precision. Raises Unsupported where it is refused."""
+        made = self.made(proposal)
+        if isinstance(made, Refusal):
+            raise Unsupported(made.reason)
+        weights = recast_weights(seen.weights, made, proposal)
+        return {seen.arch.outputs[0]: flat(_output(seen, made.arch, weights) - _output(seen, seen.arch, doubled(seen.weights)))}
+
+
+def recast_weights(weights: Mapping[str, Tensor], rewrite: Rewrite, proposal: Proposal) -> Values:
+    """The rewritten network's tensors, in double precision; newborns that the rewrite does not set are initial."""
+    old = doubled(weights)
+    for name, shift in proposal.shift.items():
+        old[name] = old[name] + shift.double()
+    return carried(rewrite, old, doubled(initialise(rewrite.arch, 0)))
+
+
+def carried(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor]) -> Values:
+    """`transfer`, at the values that keep the function where there are such."""
+    return preserving(rewrite, old, newborn) if rewrite.keeps else transfer(rewrite, old, newborn)
+
+
+def doubled(values: Mapping[str, Tensor]) -> Values:
+    return {n: t.detach().double() if t.is_floating_point() else t.detach() for n, t in values.items()}
+
+
+def _output(seen: Pass, arch: Architecture, weights: Mapping[str, Tensor]) -> Tensor:
+    values = {n: seen.values[n].double() if seen.values[n].is_floating_point() else seen.values[n] for n in arch.inputs}
+    with torch.no_grad():
+        return run(arch.nodes, arch.order, materialise(arch, weights), values)[arch.outputs[0]]
