@@ -9,4 +9,4 @@ from dagrow.measure.recasts import Recast
 from dagrow.measure.sites import Cut, Drop, Link, Site, Units
 from dagrow.measure.swaps import Swap
 
-__all__ = ["Block", "Cut", "Drop", "Evidence", "Gathering", "Link", "Pass", "Proposal", "Site", "Swap", "Units", "features", "flat", "measure", "propagate"]
+__all__ = ["Block", "Cut", "Drop", "Evidence", "Gathering", "Link", "Pass", "Proposal", "Recast", "Site", "Swap", "Units", "features", "flat", "measure", "propagate"]

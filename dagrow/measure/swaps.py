@@ -47,6 +47,7 @@ class Swap:
     grows: ClassVar[bool] = True
     trial: ClassVar[bool] = True  # what its derivatives do not show, a trial may
     rowwise: ClassVar[bool] = False  # what is missing is told by all rows together
+    settles: ClassVar[bool] = False
     frame: Architecture = field(repr=False, compare=False)
     nodes: tuple[str, ...]
     end: str | None = None
