@@ -19,8 +19,29 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 # Large enough for any layer that fits a machine, small enough that no product of a few overflows.
-Size = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**20)]
+MOST = 2**20
+# Of one tensor, without the batch.
+MOST_VALUES = 2**28
+Size = Annotated[int, pydantic.Field(strict=True, ge=1, le=MOST)]
+# A dimension as torch numbers them, with the batch at 0.
+Dim = Annotated[int, pydantic.Field(strict=True, ge=-16, le=16)]
 REGISTRY = Registry("op", __name__, verb="ops")
+
+
+def _alike(least: int, most: int) -> Callable:
+    def check(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        given = (value,) if isinstance(value, int) else value
+        if not 1 <= len(given) <= 3 or not all(least <= n <= most for n in given):
+            raise ValueError(f"a whole number from {least} to {most:,}, or one for each dimension of space")
+        return given[0] if len(set(given)) == 1 else given
+
+    return check
+
+
+Whole = Annotated[int, pydantic.Field(strict=True)]
+# One number for all dimensions of space, or one for each; equal ones become one, so that equal options have equal digests.
+Sizes = Annotated[Whole | tuple[Whole, ...], pydantic.AfterValidator(_alike(1, MOST))]
+Paddings = Annotated[Whole | tuple[Whole, ...], pydantic.AfterValidator(_alike(0, 2**10))]
 
 
 class Example(NamedTuple):
@@ -82,3 +103,20 @@ def need_rank(op: str, shape: Shape, ranks: tuple[int, ...], what: str, fix: str
 def need_equal(op: str, shapes: tuple[Shape, ...]) -> None:
     if len(set(shapes)) > 1:
         raise GraphError(f"{op} needs inputs of one shape, it is given {', '.join(str(list(s)) for s in shapes)}")
+
+
+def dimension(op: str, dim: int, shape: Shape) -> int:
+    """`dim`, counted from the end where negative, as a number from 1 (0 is the batch). GraphError where `shape` has none such."""
+    found = dim + len(shape) + 1 if dim < 0 else dim
+    if not 1 <= found <= len(shape):
+        raise GraphError(f"{op}: {list(shape)} has dimensions 1 to {len(shape)} behind the batch, not {dim}")
+    return found
+
+
+def spread(op: str, option: str, value: int | tuple[int, ...], space: int) -> tuple[int, ...]:
+    """One number for each of `space` dimensions."""
+    if isinstance(value, int):
+        return (value,) * space
+    if len(value) != space:
+        raise GraphError(f"{op}: {option} is one number, or {space} of them, not {list(value)}")
+    return tuple(value)

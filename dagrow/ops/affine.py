@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import pydantic
-
 from dagrow.errors import GraphError
-from dagrow.ops import REGISTRY, Op, Size, need_rank
+from dagrow.ops import REGISTRY, Example, Op, Paddings, Size, Sizes, need_rank, spread
 from dagrow.registry import Options
 
 MAP_TO_VECTOR = "put global_avg_pool or flatten between them"
@@ -19,6 +17,7 @@ class Linear(Op):
 
     role = "affine"
     shorthand = "width"
+    examples = tuple(Example(attrs, (5,), axes={"stem": 6, "op": attrs["width"]}) for attrs in ({"width": 4}, {"width": 4, "bias": False}, {"width": 1}))
 
     class Options(Options):
         width: Size
@@ -82,18 +81,12 @@ class TokenLinear(Op):
 
 class ConvOptions(Options):
     channels: Size
-    kernel: Size = 3
-    stride: Size = 1
-    padding: Literal["same"] | int = "same"
+    kernel: Sizes = 3
+    stride: Sizes = 1
+    padding: Literal["same"] | Paddings = "same"
     groups: Size = 1
     bias: bool = True
-
-    @pydantic.field_validator("padding")
-    @classmethod
-    def _not_negative(cls, value):
-        if isinstance(value, int) and not 0 <= value <= 2**10:
-            raise ValueError("padding is 'same' or a number from 0 to 1024")
-        return value
+    dilation: Sizes = 1
 
 
 class Conv(Op):
@@ -107,19 +100,22 @@ class Conv(Op):
 
         space = cls.dimensions
         need_rank(cls.name, shape, (space + 1,), f"[channels, {', '.join('hw'[-space:])}]")
-        if attrs.padding == "same" and attrs.kernel % 2 == 0:
+        kernel, stride, dilation = (spread(cls.name, k, getattr(attrs, k), space) for k in ("kernel", "stride", "dilation"))
+        if attrs.padding == "same" and not all(k % 2 for k in kernel):
             raise GraphError(f"{cls.name}: padding 'same' needs an odd kernel, not {attrs.kernel}", fix="set padding to a number")
         if shape[0] % attrs.groups or attrs.channels % attrs.groups:
             raise GraphError(
                 f"{cls.name}: {attrs.groups} groups must divide the input's {shape[0]} channels and the {attrs.channels} channels made"
             )
         # 'same' is k // 2 on both sides: it keeps the size at stride 1 and is what strided conv nets mean by it.
-        padding = attrs.kernel // 2 if attrs.padding == "same" else attrs.padding
-        for size in shape[1:]:
-            if size + 2 * padding < attrs.kernel:
-                raise GraphError(f"{cls.name}: a kernel of {attrs.kernel} does not fit {list(shape)} with padding {padding}")
+        same = tuple(d * (k // 2) for k, d in zip(kernel, dilation, strict=True))
+        padding = same if attrs.padding == "same" else spread(cls.name, "padding", attrs.padding, space)
+        for size, k, p, d in zip(shape[1:], kernel, padding, dilation, strict=True):
+            if size + 2 * p < d * (k - 1) + 1:
+                spaced = f", dilated by {attrs.dilation}," if attrs.dilation != 1 else ""
+                raise GraphError(f"{cls.name}: a kernel of {attrs.kernel}{spaced} does not fit {list(shape)} with padding {p}")
         module = (nn.Conv1d, nn.Conv2d)[space - 1]
-        return module(shape[0], attrs.channels, attrs.kernel, attrs.stride, padding, groups=attrs.groups, bias=attrs.bias)
+        return module(shape[0], attrs.channels, kernel, stride, padding, dilation, attrs.groups, bias=attrs.bias)
 
     @staticmethod
     def resize(attrs, params, made, shape):
@@ -133,6 +129,14 @@ class Conv1d(Conv):
 
     Options = ConvOptions
     dimensions = 1
+    examples = (
+        Example({"channels": 4}, (3, 9), axes={"stem": 6, "op": 4}),
+        Example({"channels": 6, "groups": 6}, (3, 9)),
+        Example({"channels": 12, "groups": 6}, (3, 9), axes={"stem": 6, "op": 2}),
+        # Two groups: channels of the stem within a group, the groups, and channels of the op within a group.
+        Example({"channels": 8, "groups": 2, "bias": False}, (3, 9), axes={"stem": 3, "stem~1": 2, "op": 4}),
+        Example({"channels": 4, "dilation": 2, "stride": 2}, (3, 9), axes={"stem": 6, "op": 4}),
+    )
 
 
 @REGISTRY.register("conv2d")
@@ -141,3 +145,13 @@ class Conv2d(Conv):
 
     Options = ConvOptions
     dimensions = 2
+    examples = (
+        Example({"channels": 4}, (2, 7, 7), axes={"stem": 6, "op": 4}),
+        Example({"channels": 4, "stride": 2, "padding": 0, "kernel": 2, "bias": False}, (2, 7, 7), axes={"stem": 6, "op": 4}),
+        Example({"channels": 6, "groups": 6}, (2, 7, 7)),
+        Example({"channels": 12, "groups": 6, "kernel": 1}, (2, 7, 7), axes={"stem": 6, "op": 2}),
+        Example({"channels": 4, "groups": 2, "stride": 2}, (2, 7, 7), axes={"stem": 3, "stem~1": 2, "op": 2}),
+        Example({"channels": 1}, (2, 7, 7), axes={"stem": 6, "op": 1}),
+        Example({"channels": 4, "kernel": (1, 5), "stride": (2, 1), "dilation": (1, 2)}, (2, 7, 7), axes={"stem": 6, "op": 4}),
+        Example({"channels": 6, "groups": 6, "kernel": (3, 2), "padding": (2, 1)}, (2, 5, 4)),
+    )

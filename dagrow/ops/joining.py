@@ -9,10 +9,8 @@ from operator import add
 import pydantic
 
 from dagrow.errors import GraphError
-from dagrow.ops import REGISTRY, Op, Size, need_equal
+from dagrow.ops import MOST_VALUES, REGISTRY, Dim, Example, Op, Size, dimension, need_equal
 from dagrow.registry import Options
-
-MOST_VALUES = 2**28
 
 
 @REGISTRY.register("input")
@@ -58,18 +56,24 @@ class Add(Op):
 
 @REGISTRY.register("concat")
 class Concat(Op):
-    """Tensors one after another along the features or channels."""
+    """Tensors one after another along the features or channels, or along dimension `dim`."""
 
     fewest, most = 2, None
-    Options = Plain
+
+    class Options(Options):
+        dim: Dim = 1
+
+    examples = (Example({}, axes={"stem": 6, "other": 6}), Example({"dim": 2}, (3, 9)), Example({"dim": -1}, (2, 7, 5)))
 
     @staticmethod
     def build(attrs, *shapes):
         import torch
 
-        if len({(len(s), s[1:]) for s in shapes}) > 1:
-            raise GraphError(f"concat needs inputs that differ in channels only, it is given {', '.join(str(list(s)) for s in shapes)}")
-        return lambda *xs: torch.cat(xs, 1)
+        dim = dimension("concat", attrs.dim, shapes[0])
+        if len({(len(s), s[: dim - 1], s[dim:]) for s in shapes}) > 1:
+            where = "channels" if dim == 1 else f"dimension {dim}"
+            raise GraphError(f"concat needs inputs that differ in {where} only, it is given {', '.join(str(list(s)) for s in shapes)}")
+        return lambda *xs: torch.cat(xs, dim)
 
 
 @REGISTRY.register("identity")
