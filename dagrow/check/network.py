@@ -33,7 +33,9 @@ def network_of(spec: Spec, input_shape: Sequence[int] | None, outputs: int | Non
         return None
     from dagrow.graph.node import Node
 
-    nodes = {"input": Node("input", (), shape)} | {name: Node(op, inputs, attrs) for name, (op, inputs, attrs) in rows.items()}
+    nodes = {"input": Node("input", (), shape)} | {
+        name: Node(op, inputs, attrs, tuple(spec.model.nodes[name].tied.items())) for name, (op, inputs, attrs) in rows.items()
+    }
     lost = _lost(spec, problems)
     _wiring(spec, nodes, problems)
     # a name that leads nowhere makes ends and dead nodes of others, which need no telling
@@ -54,7 +56,10 @@ def _architecture(spec: Spec, nodes: Mapping[str, Node], output: str, problems: 
         arch = Architecture(nodes, output)
         macs = arch.macs
     except GraphError as error:
-        problems.append(spec.problem_at(("model", "nodes", error.node) if error.node else ("model",), error.message, error.fix, key=True))
+        path = ("model", "nodes", error.node) if error.node else ("model",)
+        if error.node in spec.model.nodes and spec.model.nodes[error.node].tied:
+            path = (*path, "tied")
+        problems.append(spec.problem_at(path, error.message, error.fix, key=True))
         return None
     _within(spec, "macs", macs, "MACs", problems)
     return arch
@@ -177,7 +182,7 @@ def _shapes(spec: Spec, nodes: Mapping[str, Node], problems: list[Problem]) -> t
                     module = module_of(node, inputs, name)
                     if isinstance(module, nn.Module):
                         module.eval()
-                        total += sum(p.numel() for p in module.parameters())
+                        total += sum(p.numel() for local, p in module.named_parameters() if local not in dict(node.tied))
                     shape = tuple(module(*(torch.empty((2, *s)) for s in inputs)).shape[1:])
                 except GraphError as error:
                     problems.append(_misfit(spec, name, error.message, error.fix, nodes, shapes))

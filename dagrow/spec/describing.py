@@ -15,6 +15,7 @@ NODE = {
         "use": {"type": "string", "description": "the name of a macro"},
         "in": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
         "repeat": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
+        "tied": {"type": "object", "description": "parameters that are another node's: {weight: encoder.weight}", "additionalProperties": {"type": "string"}},
         "positional": {"description": "the op's main option, as 8 in `linear 8`"},
     },
     "additionalProperties": True,

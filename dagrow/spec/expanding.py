@@ -13,6 +13,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z_][A-Za-z0-9_]{0,63}){0
 PARAMETER = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)\Z")
 MOST_EXPANDED = 2000
 MOST_MACROS_DEEP = 16
+TIED = "such as: tied: {weight: encoder.weight}"
 NAME_RULE = "use letters, digits and _ (64 at most, no digit first), with dots between segments"
 MODEL_KEYS = ("input", "nodes", "layers", "output")
 MACRO_KEYS = ("params", "nodes", "layers")
@@ -153,13 +154,15 @@ class _Expansion:
             self.source.report(op.place, f"the op of {name!r} is a name, not {op.kind}")
         if "repeat" in item.value:
             self.source.report(item.key("repeat"), "only a macro repeats", "make the node a macro and use: it")
-        attrs = item.without("op", "in", "positional", "repeat")
+        attrs = item.without("op", "in", "positional", "repeat", "tied")
         attrs = Tree({k: self._substituted(v, scope) for k, v in attrs.items()}, item.place, attrs.keys)
         inputs = self._inputs(name, item, place, scope)
         node = Tree({"op": op, "inputs": Tree(list(inputs), item.get("in").place if "in" in item.value else place), "attrs": attrs}, item.place,
                     {**item.keys, "inputs": item.key("in")})
         if (positional := item.get("positional")) is not None:
             node.value["positional"] = self._substituted(positional, scope)
+        if (tied := item.get("tied")) is not None:
+            node.value["tied"] = self._tied(name, tied, scope)
         self.nodes[scope.prefix + name], self.places[scope.prefix + name] = node, place
 
     def _count(self) -> None:
@@ -173,6 +176,22 @@ class _Expansion:
             self.source.report(place, f"the node {name!r} does not say what it reads", f"add in: {'$in' if scope.params is not None else 'input'}, or another node")
             return ()
         return tuple(ref for row in (given.value if isinstance(given.value, list) else [given]) for ref in self._reference(row, scope))
+
+    def _tied(self, name: str, given: Tree, scope: _Scope) -> Tree:
+        """{local name: full name} of the parameters that are another node's."""
+        if not isinstance(given.value, dict):
+            self.source.report(given.place, f"tied is a mapping of parameters of {name!r} to those of another node, not {given.kind}", TIED)
+            return Tree({}, given.place)
+        rows = {}
+        for local, row in given.items():
+            # A parameter is named by its node, as an input is.
+            found = self._reference(row, scope)
+            if not isinstance(row.value, str) or len(found) != 1 or not NAME.match(local) or not NAME.match(str(found[0].value)):
+                if isinstance(row.value, str) and found:
+                    self.source.report(given.key(local), f"{name!r} ties {local[:80]!r} to {row.value[:80]!r}, which names no parameter", TIED)
+                continue
+            rows[local] = found[0]
+        return Tree(rows, given.place, given.keys)
 
     def _reference(self, row: Tree, scope: _Scope) -> tuple[Tree, ...]:
         """The full names one entry of `in` stands for."""

@@ -63,15 +63,20 @@ class DataSpec(Options):
 
 
 class NodeSpec(Options):
-    """One node: its op, whose outputs it reads, its options; `positional` is the op's main option, as 8 in `linear 8`."""
+    """One node: its op, whose outputs it reads, its options; `positional` is the op's main option, as 8 in `linear 8`.
+
+    `tied`: which of its parameters are those of another node: {local name: full name}.
+    """
 
     op: Word
     inputs: tuple[str, ...] = ()
     attrs: dict[str, Any] = {}
     positional: Any = None
+    tied: dict[str, str] = {}
 
     def to_plain(self) -> dict:
         row = {"op": self.op, "in": list(self.inputs) if len(self.inputs) != 1 else self.inputs[0], **self.attrs}
+        row |= {"tied": self.tied} if self.tied else {}
         return row if self.positional is None else {**row, "positional": self.positional}
 
 
