@@ -57,6 +57,22 @@ class Example(NamedTuple):
     axes: Mapping[str, int] | None = None
 
 
+class Steady(NamedTuple):
+    """What an op that mixes the units of an axis needs to go on giving its old outputs when there are more of them.
+
+    newborn: what new units of its input must be: "mean", the mean of the old ones, or "copy", that of one of them, each
+    copy's logit less by the log of how many there are. attrs: the op's options then. scale: local name -> the factor of its
+    old entries; zero: its tensors whose newborn entries are 0. logits: its own tensors that hold logits; none of them: the
+    biases of what writes the axis.
+    """
+
+    newborn: Literal["mean", "copy"]
+    attrs: object
+    scale: Mapping[str, float] = {}
+    zero: tuple[str, ...] = ()
+    logits: tuple[str, ...] = ()
+
+
 class Op:
     """What every op provides. Class variables say how it takes part in scoring; the rest is traced.
 
@@ -93,6 +109,11 @@ class Op:
         Only an op with an attribute that holds a size needs one. `made` is empty where only units of an affine op change.
         """
         return attrs
+
+    @staticmethod
+    def steady(attrs, old: Shape, new: Shape) -> Steady | None:
+        """What keeps its old outputs when its (first) input grows from shape `old` to `new`, along an axis that it mixes; None: nothing does."""
+        return None
 
 
 def need_rank(op: str, shape: Shape, ranks: tuple[int, ...], what: str, fix: str | None = None) -> None:
