@@ -6,8 +6,8 @@ carries its reason. No edit knows what a scorer does, no scorer what an edit doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from dagrow.globs import matches
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite
@@ -28,14 +28,20 @@ class EditOptions(Options):
 
 
 class Edit:
-    """What every edit provides."""
+    """What every edit provides.
+
+    undone_by: the edit that takes it back, to the same architecture and the same bits; None for what only makes a network
+    smaller or exchanges one thing for another. examples: options the contract tests try, beside the defaults.
+    """
 
     name: ClassVar[str]
     Options: ClassVar[type[EditOptions]]
+    undone_by: ClassVar[str | None] = None
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     @staticmethod
     def match(arch: Architecture, options) -> Iterable[Site]:
-        """Every site of `arch` that the options cover; a Grid where there may be as many as pairs of nodes."""
+        """Every site of `arch` that the options cover; a Grid, or Several, where there may be as many as pairs of nodes."""
         raise NotImplementedError
 
     @classmethod
@@ -48,3 +54,11 @@ class Edit:
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
         """`arch` with the site's edit made, at the size the proposal says; what is newborn is left to the proposal."""
         raise NotImplementedError
+
+    @staticmethod
+    def undo(arch: Architecture, site: Site, proposal: Proposal) -> tuple[str, Proposal] | None:
+        """Where `undone_by` would take this edit back: (`where` of its site in the rewritten network, what to propose there).
+
+        None where it cannot be taken back to the bit: what was scaled does not always come back exactly.
+        """
+        return None
