@@ -16,7 +16,7 @@ from dagrow.graph.trace import Labelled, Trace
 
 RULES: dict[str, Callable] = {}
 # Elementwise by nature though not tagged so, and copies.
-POINTWISE = {"hardswish", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "native_dropout"}
+POINTWISE = {"hardswish", "_prelu_kernel", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "native_dropout"}
 LINEAR = {"add", "sub", "rsub", "neg", "clone", "alias", "detach", "_to_copy", "where"}
 CONTRACTIONS = {
     "mm": "ij,jk->ik", "addmm": "*,ij,jk->ik", "bmm": "bij,bjk->bik", "baddbmm": "*,bij,bjk->bik",
@@ -177,6 +177,7 @@ def upsample1d(trace: Trace, outs, func, x, *args, **kwargs):
     return _over_space(trace, outs, x, 1)
 
 
+RULES.update(upsample_linear1d=upsample1d, reflection_pad1d=upsample1d, replication_pad1d=upsample1d)
 RULES.update(upsample_nearest2d=pool2d, upsample_bilinear2d=pool2d, reflection_pad2d=pool2d, replication_pad2d=pool2d)
 
 
