@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from dagrow.globs import matches
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure.sites import Site
@@ -56,9 +58,10 @@ class Edit:
         raise NotImplementedError
 
     @staticmethod
-    def undo(arch: Architecture, site: Site, proposal: Proposal) -> tuple[str, Proposal] | None:
-        """Where `undone_by` would take this edit back: (`where` of its site in the rewritten network, what to propose there).
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, Proposal] | None:
+        """Where `undone_by` takes this edit back: (`where` of its site in the rewritten network, what to propose there).
 
-        None where it cannot be taken back to the bit: what was scaled does not always come back exactly.
+        `arch` is the network before the edit, `weights` are those after it. None where it cannot be taken back to the bit: what was
+        scaled does not always come back exactly.
         """
         return None

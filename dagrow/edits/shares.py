@@ -1,0 +1,126 @@
+"""Units that stand for one another: where what they add up to is divided among clones, and what is left to the one that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dagrow.edits.steady import copies_of, keeps
+from dagrow.graph import Architecture, Refusal, Rewrite, resize
+from dagrow.graph.axes import Axis
+from dagrow.measure import Pass, Proposal
+
+CELLS = 4096  # rows and positions on which units are compared
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Where the units of an axis are added up: `slots`, the (parameter, axis) by which one unit's part is scaled, and for each
+    the (node, dimension of its output) that carries the units it scales."""
+
+    slots: tuple[tuple[str, int], ...]
+    carriers: tuple[tuple[str, int], ...]
+
+
+def shared(arch: Architecture, axis: Axis) -> Shared | None:
+    """None where clones cannot share what they add up to: units that are mixed, or read by no parameter of their own."""
+    known = arch.memo.setdefault("shared", {})
+    if axis.id not in known:
+        known[axis.id] = _shared(arch, axis)
+    return known[axis.id]
+
+
+def _shared(arch: Architecture, axis: Axis) -> Shared | None:
+    if axis.mixes:
+        return None
+    if not axis.bilinear:
+        found = [((u.param, u.axis), (i, u.dim)) for u in axis.reads for i in arch.nodes[u.node].inputs if (i, u.dim) in arch.derived.outputs]
+        carried = dict(found)
+        if not axis.reads or {(u.param, u.axis) for u in axis.reads} != set(carried):
+            return None
+        if {(u.param, u.axis) for u in (*axis.writes, *axis.follows)} & set(carried):
+            return None  # a tied weight: what divides the reads would divide the units
+        return Shared(tuple(carried), tuple(carried.values()))
+    # One side of the product is divided, the other compared.
+    nodes = list(dict.fromkeys(u.node for u in axis.writes))
+    if axis.reads or len(nodes) != 2:
+        return None
+    slots = tuple(dict.fromkeys((u.param, u.axis) for u in (*axis.writes, *axis.follows) if u.node == nodes[0] and u.param))
+    dim = next((u.dim for u in axis.writes if u.node == nodes[1]), None)
+    if dim is None or not slots:
+        return None
+    made = Shared(slots, ((nodes[1], dim),) * len(slots))
+    rewrite = divided(arch, axis.id, (*range(axis.size), 0), made)  # what lies between a side and the product may not be linear
+    return made if isinstance(rewrite, Rewrite) and keeps(arch, rewrite) else None
+
+
+def divided(arch: Architecture, axis: str, index: Sequence[int], share: Shared, uneven: float = 0.0) -> Rewrite | Refusal:
+    """The axis with clones: each has its part of what the one they come from added; with `uneven`, not all the same part."""
+    made = resize(arch, {axis: index})
+    if isinstance(made, Refusal):
+        return made
+    slots = set(share.slots)
+
+    def settle(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for move in made.moves:
+            if (move.param, move.axis) in slots:
+                value = found.get(move.param, new[move.param])
+                parts = _parts(move.index, uneven).to(value.device, value.dtype)
+                found[move.param] = value * parts.view([-1 if k == move.axis else 1 for k in range(value.dim())])
+        return found
+
+    return Rewrite(made.arch, made.moves, None, settle)
+
+
+def _parts(index: Sequence[int], uneven: float) -> Tensor:
+    """What each copy has of the whole: they add up to 1."""
+    count, seen = copies_of(index), {}
+    turn = torch.zeros(len(index), dtype=torch.float64)
+    for k, old in enumerate(index):
+        turn[k] = seen[old] = seen.get(old, -1) + 1
+    tilt = torch.where(count > 1, 2 * turn / (count - 1).clamp(min=1) - 1, 0.0)
+    return (1 + uneven * tilt) / count
+
+
+def places_of(arch: Architecture, axis: str, node: str, dim: int) -> np.ndarray:
+    """Which unit of the axis each index along `dim` of a node's output carries; -1 for none."""
+    codes, number = arch.derived.outputs[node, dim].codes, arch.derived.number(axis)
+    return np.where((codes >= 0) & (codes >> 32 == number), codes & 0xFFFFFFFF, -1).max(1)
+
+
+def activations(seen: Pass, axis: Axis, node: str, dim: int) -> Tensor | None:
+    """The units' values where a node carries them: [units, cells], fp64; None where one has more places than another."""
+    which = places_of(seen.arch, axis.id, node, dim)
+    order = [np.flatnonzero(which == u) for u in range(axis.size)]
+    if len({len(o) for o in order}) != 1 or not len(order[0]):
+        return None
+    value = seen.values[node].double().movedim(dim, 0)
+    value = value.reshape(len(value), -1)
+    value = value[:, torch.arange(0, value.shape[1], max(1, value.shape[1] * len(order[0]) // CELLS))]
+    return value[torch.tensor(np.stack(order))].flatten(1)
+
+
+def columns_of(arch: Architecture, axis: Axis, slot: tuple[str, int]) -> list[Tensor]:
+    """For each unit its indices along a parameter's axis."""
+    which = np.array(arch.derived.units(axis.id, *slot))
+    return [torch.tensor(np.flatnonzero(which == u)) for u in range(axis.size)]
+
+
+def given_over(
+    arch: Architecture, axis: str, share: Shared, weights: Mapping[str, Tensor], pairs: Sequence[tuple[int, int, Sequence[float] | None]]
+) -> Proposal:
+    """Units that leave what they did to others: (who stays, who goes, how much of it the other has, slot by slot; None: all)."""
+    found, gone = arch.axes[axis], {goes for _, goes, _ in pairs}
+    shift: dict[str, Tensor] = {}
+    for k, slot in enumerate(share.slots):
+        places, weight = columns_of(arch, found, slot), weights[slot[0]].detach().double()
+        more = shift.get(slot[0], torch.zeros_like(weight)).movedim(slot[1], 0)
+        for stays, goes, times in pairs:
+            more[places[stays]] += weight.movedim(slot[1], 0)[places[goes]] * (1.0 if times is None else times[k])
+        shift[slot[0]] = more.movedim(0, slot[1])
+    return Proposal(units=len(gone), keep=tuple(u for u in range(found.size) if u not in gone), shift=shift)
