@@ -20,6 +20,7 @@ from dagrow.graph import Architecture
 from dagrow.graph.collecting import uncollected
 from dagrow.graph.node import build, built, copied, tensors_of
 from dagrow.graph.ties import node_of
+from dagrow.recorded import Held, Recorded
 from dagrow.rng import seed_of
 
 PREFIX = "n_"
@@ -51,6 +52,22 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
 
     def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
         return super().create_node(kind, target, args, kwargs, self.current, type_expr)
+
+
+class _Written(Held):
+    """What a recorded module holds, as nodes of the graph being written."""
+
+    def __init__(self, module: Recorded, target: str, recorder: _Recorder, parts: dict[str, nn.Module | Tensor]):
+        super().__init__(module)
+        self.target, self.recorder, self.parts = target, recorder, parts
+
+    def tensor(self, name: str) -> fx.Proxy:
+        self.parts[f"{self.target}.{name}"] = getattr(self.module, name)
+        return fx.Proxy(self.recorder.graph.get_attr(f"{self.target}.{name}"), self.recorder)
+
+    def call(self, name: str, *args, **kwargs) -> fx.Proxy:
+        self.parts[f"{self.target}.{name}"] = getattr(self.module, name)
+        return self.recorder.create_proxy("call_module", f"{self.target}.{name}", args, kwargs)
 
 
 def prefixed_name(name: str) -> str:
@@ -87,7 +104,10 @@ def compile_architecture(arch: Architecture, weights: Mapping[str, Tensor]) -> N
     wanted: dict[str, tuple[int, ...]] = {}
     made: dict[str, Tensor] = {}
     for name, locals_ in bare.meta["locals"].items():
-        _fill(network.get_submodule(prefixed_name(name)), locals_, weights, wanted, made)
+        module = network.get_submodule(prefixed_name(name))
+        _fill(module, locals_, weights, wanted, made)
+        if isinstance(module, Recorded):
+            module.filled()
     _check(wanted, weights)
     return network
 
@@ -105,6 +125,7 @@ def _generated(arch: Architecture) -> Network:
     recorder = _Recorder(graph)
     values = {name: fx.Proxy(graph.placeholder(target), recorder) for name, target in _placeholders(arch).items()}
     modules: dict[str, nn.Module] = {}
+    parts: dict[str, nn.Module | Tensor] = {}
     for name in arch.order:
         if nodes[name].op == "input":
             continue
@@ -112,14 +133,20 @@ def _generated(arch: Architecture) -> Network:
         target = prefixed_name(name)
         recorder.current = target.replace(".", "_")
         arguments = [values[i] for i in nodes[name].inputs]
-        if isinstance(made, nn.Module):
+        if isinstance(made, Recorded):
+            modules[target] = made
+            values[name] = made.work(_Written(made, target, recorder, parts), *arguments)
+        elif isinstance(made, nn.Module):
             modules[target] = made
             values[name] = fx.Proxy(graph.call_module(target, tuple(a.node for a in arguments)), recorder)
         else:
             values[name] = made(*arguments)
     ends = [values[name].node for name in arch.outputs]
     graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-    network = Network(modules, graph)
+    network = Network({**modules, **parts}, graph)
+    for target, made in modules.items():
+        if isinstance(made, Recorded):
+            network.add_submodule(target, made)  # fx takes over only what the graph names: its parts
     network.meta["values"] = {name: value.node.name for name, value in values.items()}
     network.meta["locals"] = {name: dict(arch.formed.locals[name]) for name in arch.order if prefixed_name(name) in modules}
     return network
