@@ -71,7 +71,7 @@ def test_the_graph_is_valid_and_the_change_is_what_was_predicted(kind, arch):
         assert made.arch == rewrite.arch == Architecture.from_dict(made.arch.to_dict())
         assert made.arch.shapes[made.arch.outputs[0]] == arch.shapes[arch.outputs[0]] and made.arch.inputs == arch.inputs
         assert sum(made.full[n].numel() for n in made.arch.params) == made.arch.size
-        if part.site.form.trial:
+        if part.site.form.trial and not part.site.form.settles:
             assert made.arch == part.site.form.frame
         elif part.site.form.grows:
             assert made.arch.size > arch.size and made.arch.macs > arch.macs
@@ -99,7 +99,8 @@ def test_candidates_cost_what_they_say_and_no_more_than_there_is(kind, arch):
         made = done(arch, s.part, evidence.weights)
         assert (made.arch.size - arch.size, made.arch.macs - arch.macs) == (c.params, c.macs), c
         assert limits.admit(made.arch) and c.units is not None
-        assert c.verdict in (("grow", "trial") if s.part.site.form.trial else ("grow", "noise", "shrink")) and (c.verdict != "trial" or s.reason)
+        grows, trial = s.part.site.form.grows, s.part.site.form.trial
+        assert c.verdict in ((("grow", "trial") if trial else ("grow", "noise")) if grows else ("shrink",)) and (c.verdict != "trial" or s.reason)
 
 
 @each_edit
@@ -114,7 +115,12 @@ def test_preservation_as_claimed(kind, arch):
     for part, weights in proposed(arch, kind):
         made = done(arch, part, weights)
         rewrite = part.edit.rewrite(arch, part.site, part.proposal)
-        if part.site.form.grows and (part.proposal.start or not part.site.form.trial):
+        if part.site.form.settles:
+            # What the rewrite itself keeps it keeps, from whatever the weights are; a trial starts there.
+            if rewrite.keeps:
+                close(run(made.arch, made.full, x), run(arch, weights, x), 1e-12)
+            assert part.proposal.status == ("trial" if part.site.form.grows else "ok")
+        elif part.site.form.grows and (part.proposal.start or not part.site.form.trial):
             close(run(made.arch, made.weights(0.0), x), run(arch, weights, x), 1e-10)
             assert (rewrite.zero is None) == bool(part.proposal.start)
         elif part.site.form.trial:
