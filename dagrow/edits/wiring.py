@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture, Node, Refusal
-from dagrow.measure.features import grouped
+from dagrow.measure.features import grouped, template
+from dagrow.measure.layout import last
 from dagrow.measure.parents import affine_nodes, parents
 
 
@@ -53,23 +55,46 @@ def joins(arch: Architecture) -> Joins:
 
 
 def _joins(arch: Architecture) -> Joins:
-    sources = tuple(dict.fromkeys([*arch.inputs, *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))]))
+    sources = tuple(dict.fromkeys([*(i for i in arch.inputs if _numbers(arch, i)), *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))]))
     first = {group: next((p for p in group if not grouped(arch.nodes[p])), None) for group in set(arch.meeting.values())}
     targets = tuple(a for a in affine_nodes(arch) if first[arch.meeting[a]] == a)
     places, size = np.array([arch.place[s] for s in sources]), len(arch.nodes) // 8 + 1
     strides = np.zeros((len(targets), len(sources)), np.int64)
-    over = {shape: np.array([stride_between(arch.shapes[s], shape) or 0 for s in sources]) for shape in {arch.shapes[t] for t in targets}}
+    laid = {t: (last(arch.nodes[t], arch.shapes[t]), arch.shapes[t]) for t in targets}
+    read = {s: {last(arch.nodes[r], arch.shapes[s]) for r in arch.consumers[s] if arch.nodes[r].rule.role == "affine"} for s in sources}
+    over = {
+        (tokens, shape): np.array([(stride_between(arch.shapes[s], shape, tokens) or 0) if tokens in (read[s] or {tokens}) else 0 for s in sources])
+        for tokens, shape in set(laid.values())
+    }  # fmt: skip
     for t, target in enumerate(targets):
         banned = arch.below[target] | 1 << arch.place[target]
         free = np.unpackbits(np.frombuffer(banned.to_bytes(size, "little"), np.uint8), bitorder="little")[places] == 0
-        strides[t] = free * over[arch.shapes[target]]
+        strides[t] = free * over[laid[target]]
     return Joins(sources, targets, strides)
 
 
-def stride_between(source: tuple[int, ...], target: tuple[int, ...]) -> int | None:
-    """The stride at which a 'same' convolution takes one map to the other's size; 1 for vectors; None where none does."""
+def _numbers(arch: Architecture, name: str) -> bool:
+    """Whether an input holds numbers, which gradients could follow, and not the numbers of things."""
+    return any(_follows(arch, reader, name) for reader in arch.consumers[name])
+
+
+def _follows(arch: Architecture, reader: str, name: str) -> bool:
+    node = arch.nodes[reader]
+    with torch.device("meta"), torch.enable_grad():
+        given = [torch.empty((2, *arch.shapes[i]), requires_grad=i == name) for i in node.inputs]
+        module = template(node, *(arch.shapes[i] for i in node.inputs))
+        made = module(*given)
+        (slope,) = torch.autograd.grad(made, given[node.inputs.index(name)], torch.ones_like(made), allow_unused=True) if made.requires_grad else (None,)
+    return slope is not None
+
+
+def stride_between(source: tuple[int, ...], target: tuple[int, ...], tokens: bool = False) -> int | None:
+    """The stride at which a 'same' convolution takes one map to the other's size; 1 for vectors, and for `tokens`
+    [..., units] at the same places; None where none does."""
     if len(source) != len(target):
         return None
+    if tokens:
+        return 1 if source[:-1] == target[:-1] else None
     for stride in (1, 2, 4, 8):
         if all(-(-s // stride) == t for s, t in zip(source[1:], target[1:], strict=True)):
             return stride
@@ -84,10 +109,12 @@ def fresh_name(arch: Architecture, stem: str) -> str:
     return f"{stem}{number}"
 
 
-def affine(shape: tuple[int, ...], source: str, units: int, *, kernel: int = 1, stride: int = 1, bias: bool = True) -> Node:
-    """A linear node for vectors, a 'same' convolution for maps."""
-    if len(shape) == 1:
-        return Node.of("linear", source, width=units, bias=bias)
+def affine(
+    shape: tuple[int, ...], source: str, units: int, *, kernel: int = 1, stride: int = 1, bias: bool = True, tokens: bool = False
+) -> Node:
+    """A linear node for vectors and, one by one, for tokens; a 'same' convolution for maps."""
+    if len(shape) == 1 or tokens:
+        return Node.of("token_linear" if len(shape) > 1 else "linear", source, width=units, bias=bias)
     return Node.of(f"conv{len(shape) - 1}d", source, channels=units, kernel=kernel, stride=stride, bias=bias)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dagrow.graph import Architecture
+from dagrow.measure.layout import shaped, space
 
 if TYPE_CHECKING:
     from dagrow.measure.passes import Pass
@@ -60,7 +61,7 @@ def onward(seen: Pass, changes: Changes, amplitude: float, again: Callable[[Ahea
             continue
         if name in changes:
             change = (again(ahead) if again is not None and values and amplitude else changes)[name]
-            made = made + amplitude * change.transpose(1, 2).reshape(made.shape).to(made.dtype)
+            made = made + amplitude * shaped(change, node, space(made.shape[1:], node)).to(made.dtype)
         values[name] = made
     return values[seen.arch.outputs[0]]
 

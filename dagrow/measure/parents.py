@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dagrow.graph import Architecture
 from dagrow.measure.features import call, design, grouped, template
+from dagrow.measure.layout import broad, last, space
 
 RANK = 1e-10  # of the largest eigenvalue: below it a direction is rounding
 # A design matrix of more values is held in single precision, where what is rounding begins sooner.
@@ -29,6 +30,29 @@ def parents(arch: Architecture, target: str) -> tuple[str, ...]:
     In the order the nodes were given: what edits add comes last, whatever it reads.
     """
     return arch.meeting[target]
+
+
+def tied(arch: Architecture, name: str) -> bool:
+    """Whether a parameter of the node is another node's too: what changes it changes both."""
+    if "tied" not in arch.memo:
+        held = [full for locals_of in arch.formed.locals.values() for full in locals_of.values()]
+        arch.memo["tied"] = frozenset(full for full in held if held.count(full) > 1) if any(n.tied for n in arch.nodes.values()) else frozenset()
+    return bool(arch.memo["tied"]) and not arch.memo["tied"].isdisjoint(arch.formed.locals[name].values())
+
+
+def free_parents(arch: Architecture, target: str) -> tuple[str, ...]:
+    """Those of its parents whose weights may change at will, and for all of the target's units alike.
+
+    What a grouped convolution could still do differs from unit to unit, what a tied weight does shows elsewhere too, and
+    units that lie on another dimension of the same sum are others: all that is left in what is missing.
+    """
+    if ("free", target) not in arch.memo:
+        node, shape = arch.nodes[target], arch.shapes[target]
+        arch.memo["free", target] = tuple(
+            p for p in parents(arch, target)
+            if not grouped(arch.nodes[p]) and not tied(arch, p) and last(arch.nodes[p], shape) == last(node, shape)
+        )  # fmt: skip
+    return arch.memo["free", target]
 
 
 def end_of(arch: Architecture, name: str) -> str:
@@ -89,21 +113,22 @@ class Span:
             width = math.prod(shape[1:])
             made[f"{n}.weight"] = solved[start : start + width].T.reshape(shape)
             start += width
-        holder = next((f"{n}.bias" for n in parents(arch, target) if f"{n}.bias" in arch.params), None)
+        node, shape = arch.nodes[target], arch.shapes[target]
+        alike = (p for p in parents(arch, target) if not tied(arch, p) and last(arch.nodes[p], shape) == last(node, shape))
+        holder = next((f"{n}.bias" for n in alike if f"{n}.bias" in arch.params), None)
         readers = arch.consumers[end_of(arch, target)]
         if holder is not None:
             made[holder] = solved[-1]
-        elif len(readers) == 1 and arch.nodes[readers[0]].rule.role == "norm":
+        elif len(readers) == 1 and arch.nodes[readers[0]].rule.role == "norm" and not last(node, shape):
             made[f"{readers[0]}.running_mean"] = -solved[-1]
         return made
 
 
 def span_of(arch: Architecture, values: Mapping[str, Tensor], target: str, places: Tensor | None) -> Span:
-    # What a grouped convolution could still do differs from unit to unit: it is left in.
-    whole = tuple(p for p in parents(arch, target) if not grouped(arch.nodes[p]))
+    whole = free_parents(arch, target)
     parts = [design(arch.nodes[p], values[arch.nodes[p].inputs[0]], places).flatten(0, 1) for p in whole]
     rows = len(next(iter(values.values())))
-    cells = rows * math.prod(arch.shapes[target][1:]) if places is None else places.numel()
+    cells = rows * math.prod(space(arch.shapes[target], arch.nodes[target])) if places is None else places.numel()
     large = cells * sum(p.shape[1] for p in parts) > LARGE
     dtype = torch.float32 if large else torch.float64
     x = torch.cat([*(p.to(dtype) for p in parts), torch.ones(cells, 1, dtype=dtype)], 1)
@@ -131,12 +156,8 @@ def moved(arch: Architecture, values: Mapping[str, Tensor], target: str, weights
         if f"{n}.weight" in weights:
             total = total + call(template(arch.nodes[n], x.shape[1:]), x, weights[f"{n}.weight"].to(x.dtype), None)
         if f"{n}.bias" in weights:
-            total = total + _broad(weights[f"{n}.bias"].to(x.dtype), len(arch.shapes[n]))
+            total = total + broad(weights[f"{n}.bias"].to(x.dtype), arch.nodes[n], arch.shapes[n])
     for n in arch.consumers[end_of(arch, target)]:
         if f"{n}.running_mean" in weights:
-            total = total - _broad(weights[f"{n}.running_mean"].to(x.dtype), len(arch.shapes[target]))
+            total = total - broad(weights[f"{n}.running_mean"].to(x.dtype), arch.nodes[n], arch.shapes[target])
     return total
-
-
-def _broad(constant: Tensor, axes: int) -> Tensor:
-    return constant.view(1, -1, *[1] * (axes - 1))

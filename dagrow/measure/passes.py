@@ -12,9 +12,10 @@ from torch import Tensor
 from dagrow import losses
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, infer, tensors_of
-from dagrow.measure.features import at, flat
+from dagrow.measure.features import at
 from dagrow.measure.kept import Values
-from dagrow.measure.parents import Span, moved, parents, span_of
+from dagrow.measure.layout import broad, flat, space
+from dagrow.measure.parents import Span, free_parents, moved, parents, span_of
 from dagrow.rng import stream
 
 # What is worked out for targets that are not looked at now is forgotten where all of it has more values than this: 16 MB.
@@ -40,7 +41,7 @@ def materialise(arch: Architecture, weights: Mapping[str, Tensor]) -> dict[str, 
 
 @dataclass
 class Pass:
-    """One fold seen through the network. `v` and `probe` are [rows, units, *positions] per affine node, and at the output.
+    """One fold seen through the network. `v` and `probe` of each affine node, and of the output, have the layout of what it makes.
 
     With the targets `y`, the loss and its inverse temperature `beta` changes can be carried on to the loss (onward).
     """
@@ -118,24 +119,24 @@ class Pass:
 
         Maps have more positions than a solve needs: what is asked is how features go together, and neighbours say it twice.
         """
-        columns = sum(math.prod(self.arch.params[f"{p}.weight"][1:]) for p in parents(self.arch, target)) + 1
-        return self.spread(tuple(self.arch.shapes[target][1:]), columns)
+        columns = sum(math.prod(self.arch.params[self.arch.formed.locals[p]["weight"]][1:]) for p in parents(self.arch, target)) + 1
+        return self.spread(space(self.arch.shapes[target], self.arch.nodes[target]), columns)
 
-    def spread(self, space: tuple[int, ...], columns: int) -> Tensor | None:
-        """`places` for a map of positions `space` whose design matrix has so many columns."""
-        size, most = math.prod(space), max(1, int(min(self.cells, CELL_VALUES / columns)) // max(self.rows, 1))
+    def spread(self, positions: tuple[int, ...], columns: int) -> Tensor | None:
+        """`places` for a map of such positions whose design matrix has so many columns."""
+        size, most = math.prod(positions), max(1, int(min(self.cells, CELL_VALUES / columns)) // max(self.rows, 1))
         if size <= most:
             return None
-        if ("places", space, most) not in self.memo:
+        if ("places", positions, most) not in self.memo:
             # Steps of about .618 of the map, from a start of each row's own, lie evenly on it and never twice on one place.
             step = next(k for k in range(int(0.618 * size), size + 1) if math.gcd(k, size) == 1)
-            first = torch.randint(size, (self.rows, 1), generator=stream(0, "places", *space))
-            self.memo["places", space, most] = (first + step * torch.arange(most)) % size
-        return self.memo["places", space, most]
+            first = torch.randint(size, (self.rows, 1), generator=stream(0, "places", *positions))
+            self.memo["places", positions, most] = (first + step * torch.arange(most)) % size
+        return self.memo["places", positions, most]
 
     def span(self, target: str) -> Span:
         """What the target's parents can make, on the rows' places."""
-        known, key = self.about(target), ("span", self.places(target) is None)
+        known, key = self.about(target), ("span", self.places(target) is None, free_parents(self.arch, target))
         if key not in known:
             known[key] = span_of(self.arch, self.values, target, self.places(target))
             self.memo["moments", known[key].nodes] = known[key].moments
@@ -147,13 +148,13 @@ class Pass:
             return self.whole.bottleneck(target)[self.first : self.first + self.rows]
         known = self.about(target)
         if ("perp", target) not in known:
-            v, span, places = self.v[target], self.span(target), self.places(target)
+            v, span, places, node = self.v[target], self.span(target), self.places(target), self.arch.nodes[target]
             if places is None:
-                made = flat(v).double()
+                made = flat(v, node).double()
                 made = span.free(made.flatten(0, 1)).view(made.shape).to(v.dtype)
             else:
-                solved = span.solve(at(v, places).double().flatten(0, 1))
-                made = flat(v - self._made(target, span, solved))
+                solved = span.solve(at(v, node, places).double().flatten(0, 1))
+                made = flat(v - self._made(target, span, solved), node)
             known["perp", target] = made
         return known["perp", target]
 
@@ -161,12 +162,12 @@ class Pass:
         """What the parents' design matrix makes with weights `solved`, on all positions."""
         weights = span.as_weights(self.arch, target, solved)
         made = moved(self.arch, self.values, target, {n: w for n, w in weights.items() if n.endswith(".weight")})
-        return made + solved[-1].to(self.v[target].dtype).view(1, -1, *[1] * (self.v[target].dim() - 2))
+        return made + broad(solved[-1].to(self.v[target].dtype), self.arch.nodes[target], self.arch.shapes[target])
 
     def curvature(self, target: str) -> Tensor:
         """E = mean over rows of the probe gradients' outer products, summed over positions: [units, units], fp64."""
         if ("curvature", target) not in self.memo:
-            p = flat(self.probe[target]).flatten(0, 1)
+            p = flat(self.probe[target], self.arch.nodes[target]).flatten(0, 1)
             self.memo["curvature", target] = (p.T @ p).double() / self.rows
         return self.memo["curvature", target]
 

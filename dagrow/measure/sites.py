@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from dagrow.graph import Architecture
-from dagrow.measure.features import Unsupported, call, flat, propagate, template, with_units
+from dagrow.measure.carrying import Unsupported, propagate
+from dagrow.measure.features import call, template, with_units
+from dagrow.measure.layout import flat, space
 from dagrow.measure.parents import moved, parents
 from dagrow.measure.proposals import Proposal
 from dagrow.measure.recasts import Recast
@@ -41,7 +43,8 @@ def given_way(seen: Pass, targets: tuple[str, ...], proposal: Proposal) -> dict[
         made = moved(seen.arch, seen.values, target, proposal.shift) if group not in done else 0.0
         done.add(group)
         if isinstance(made, Tensor):
-            change[target] = flat(made).expand(seen.rows, math.prod(seen.arch.shapes[target][1:]), -1)
+            node = seen.arch.nodes[target]
+            change[target] = flat(made, node).expand(seen.rows, math.prod(space(seen.arch.shapes[target], node)), -1)
     return change
 
 
@@ -50,7 +53,7 @@ def slopes_of(form: Form, seen: Pass, changes: dict[str, Tensor]) -> tuple[Tenso
     s = t = torch.zeros(seen.rows, dtype=torch.float64)
     for target, change in changes.items():
         s = s + (change * form.gradient(seen, target)).sum((1, 2), dtype=torch.float64)
-        t = t + (change * flat(seen.probe[target])).sum((1, 2), dtype=torch.float64)
+        t = t + (change * flat(seen.probe[target], seen.arch.nodes[target])).sum((1, 2), dtype=torch.float64)
     return s, t
 
 
@@ -95,14 +98,15 @@ class Shrinking:
     outgoing: ClassVar[frozenset[tuple[str, int]]] = frozenset()
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
-        return flat(seen.v[target])
+        return flat(seen.v[target], seen.arch.nodes[target])
 
 
 @dataclass(frozen=True)
 class Units(Growing):
     """New units: rows of the `writers`, through the nodes of `path`, into columns of the `readers`.
 
-    `sources[w]` feeds `writers[w]`; the columns of `readers[r]` add to the target `targets[r]`.
+    `sources[w]` feeds `writers[w]`; the columns of `readers[r]` add to the target `targets[r]`. `axis`: that of the frame
+    on which they are, where the frame is an architecture.
     """
 
     frame: Architecture = field(repr=False, compare=False)
@@ -111,6 +115,7 @@ class Units(Growing):
     path: tuple[str, ...]
     readers: tuple[str, ...]
     targets: tuple[str, ...]
+    axis: str = ""
 
     @property
     def outgoing(self) -> frozenset[tuple[str, int]]:
@@ -128,7 +133,7 @@ class Units(Growing):
         arrived = propagate(self.frame, self, born)
         for r, target in zip(self.readers, self.targets, strict=True):
             module = template(self.frame.nodes[r], arrived[r].shape[1:])
-            made = flat(call(module, arrived[r], values[f"{r}.weight", 1], None))
+            made = flat(call(module, arrived[r], values[f"{r}.weight", 1], None), self.frame.nodes[r])
             change[target] = change[target] + made if target in change else made
         return change
 
@@ -148,7 +153,7 @@ class Link(Growing):
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
         x, node = seen.values[self.source], self.frame.nodes[self.node]
-        made = flat(call(template(node, x.shape[1:]), x, _values(proposal)[f"{self.node}.weight", 0].to(x.dtype), None))
+        made = flat(call(template(node, x.shape[1:]), x, _values(proposal)[f"{self.node}.weight", 0].to(x.dtype), None), node)
         return {self.target: made + given_way(seen, (self.target,), proposal).get(self.target, 0.0)}
 
 
@@ -174,7 +179,7 @@ class Drop(Shrinking):
             x = seen.values[node.inputs[0]]
             after = (weight + proposal.shift.get(f"{r}.weight", torch.zeros(()))).flatten(1) * torch.isin(self.carried(seen, place), stays)
             lost = (after - weight.flatten(1)).view(weight.shape).to(x.dtype)
-            change[r] = flat(call(template(node, x.shape[1:]), x, lost, None)) + proposal.shift.get(f"{r}.bias", torch.zeros(())).to(x.dtype)
+            change[r] = flat(call(template(node, x.shape[1:]), x, lost, None), node) + proposal.shift.get(f"{r}.bias", torch.zeros(())).to(x.dtype)
         return change
 
 
@@ -186,12 +191,12 @@ class Cut(Shrinking):
     survivors: tuple[str, ...]
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
-        lost = -flat(seen.values[self.node])
+        lost = -flat(seen.values[self.node], seen.arch.nodes[self.node])
         for s in self.survivors:
             if f"{s}.weight" in proposal.shift:
                 node = seen.arch.nodes[s]
                 x = seen.values[node.inputs[0]]
-                lost = lost + flat(call(template(node, x.shape[1:]), x, proposal.shift[f"{s}.weight"].to(x.dtype), None))
+                lost = lost + flat(call(template(node, x.shape[1:]), x, proposal.shift[f"{s}.weight"].to(x.dtype), None), node)
                 lost = lost + proposal.shift.get(f"{s}.bias", torch.zeros(())).to(x.dtype)
         return {self.node: lost}
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dagrow.compiler import initialise, owner_of
 from dagrow.graph import Architecture, Move, Rewrite, transfer
 from dagrow.graph.node import infer
-from dagrow.measure.features import flat
+from dagrow.measure.layout import flat, shaped, space
 from dagrow.measure.proposals import Proposal
 
 if TYPE_CHECKING:
@@ -78,10 +78,11 @@ class Swap:
         Those are in the parents' span anyway; where that is left out (grouped convolutions) or approximate (large
         maps), a scale and a shift elsewhere must not pass for something new. [rows, positions, units], fp64.
         """
-        if seen.arch.nodes[target].rule.role != "affine":
-            return flat(seen.v[target]).double()
+        node = seen.arch.nodes[target]
+        if node.rule.role != "affine":
+            return flat(seen.v[target], node).double()
         if ("missing", target) not in seen.memo:
-            v, z = seen.bottleneck(target).double(), flat(_Part(seen, seen.arch, target, _double(seen.weights), {target})({}))
+            v, z = seen.bottleneck(target).double(), flat(_Part(seen, seen.arch, target, _double(seen.weights), {target})({}), node)
             v, z = v - v.mean((0, 1)), z - z.mean((0, 1))
             seen.memo["missing", target] = v - z * ((v * z).sum((0, 1)) / z.square().sum((0, 1)).clamp(min=1e-300))
         return seen.memo["missing", target]
@@ -96,13 +97,13 @@ class Swap:
         part, theta = self._part(seen, start), self._theta(start)
         step = {p: there[p] - t for p, t in theta.items()}
         _, change = torch.func.jvp(part, (theta,), (step,))
-        return {self.place(seen): flat(change)}
+        place = self.place(seen)
+        return {place: flat(change, seen.arch.nodes[place])}
 
     def pull(self, seen: Pass, begin: Values) -> Values:
         """For each new parameter minus the gradient of the mean loss, as far as it is missing."""
-        v = self.gradient(seen, self.place(seen))
         out, back = torch.func.vjp(self._part(seen, begin), self._theta(begin))
-        return {p: g / seen.rows for p, g in back(_shaped(v, out))[0].items()}
+        return {p: g / seen.rows for p, g in back(self._missing(seen, out))[0].items()}
 
     def pulls(self, seen: Pass, begin: Values) -> tuple[Tensor, Tensor]:
         """(s, t) for each row and new parameter: the pull of what is missing and of the probe, [rows, parameters] each."""
@@ -113,7 +114,13 @@ class Swap:
             _, back = torch.func.vjp(lambda t: part(t, {n: x.unsqueeze(0) for n, x in given.items()}).squeeze(0), theta)
             return tuple(torch.cat([g.flatten() for g in back(c)[0].values()]) for c in (v, probe))
 
-        return torch.func.vmap(one, chunk_size=256)(part.given, _shaped(self.gradient(seen, place), probe), probe)
+        return torch.func.vmap(one, chunk_size=256)(part.given, self._missing(seen, probe), probe)
+
+    def _missing(self, seen: Pass, like: Tensor) -> Tensor:
+        """What is missing at the place, in its own layout."""
+        place = self.place(seen)
+        node = seen.arch.nodes[place]
+        return shaped(self.gradient(seen, place), node, space(like.shape[1:], node))
 
     def place(self, seen: Pass) -> str:
         """Where gradients are known that `end` can be compared with: an affine node that adds to the target, or the output."""
@@ -185,7 +192,3 @@ def _summand(arch: Architecture, name: str) -> str | None:
 def _double(values: Mapping[str, Tensor]) -> Values:
     return {n: t.detach().double() if t.is_floating_point() else t.detach() for n, t in values.items()}
 
-
-def _shaped(x: Tensor, like: Tensor) -> Tensor:
-    """[rows, positions, units] -> the layout of a node's output."""
-    return x.transpose(1, 2).reshape(like.shape)

@@ -109,7 +109,7 @@ def aim_at(seen: Pass, target: str) -> Aim:
         places = seen.places(target)
         metric = power(seen.curvature(target), -0.5, 1e-2)
         dtype = seen.span(target).dtype
-        probe = at(seen.probe[target], places).to(dtype).flatten(0, 1) @ metric.to(dtype)
+        probe = at(seen.probe[target], seen.arch.nodes[target], places).to(dtype).flatten(0, 1) @ metric.to(dtype)
         weight = probe.square().sum(1) / probe.shape[1]
         weight = weight * seen.rows / weight.sum().clamp(min=1e-300)
         left = seen.bottleneck(target)

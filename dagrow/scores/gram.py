@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pydantic
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Cut, Drop, Evidence, Pass, Site
+from dagrow.measure.carrying import Unsupported
 from dagrow.measure.features import at, design, grouped
+from dagrow.measure.layout import space
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Proposal, Scorer
 from dagrow.scores.aims import power
-from dagrow.scores.units import Unsupported
 
 
 @REGISTRY.register("gram")
@@ -78,9 +80,9 @@ class Gram(Scorer):
         weight = seen.weights[f"{reader}.weight"].double().flatten(1)
         h = x.flatten(0, 1)
         inverse = power(h.T @ h / len(h), -1.0, self.options.ridge)
-        places, positions = seen.places(reader), x.shape[1]
-        v, probe = (at(g[reader], places).double().flatten(0, 1) for g in (seen.v, seen.probe))
-        share = seen.values[reader][0, 0].numel() / positions  # of a map's positions some stand for all
+        places, positions, node = seen.places(reader), x.shape[1], seen.arch.nodes[reader]
+        v, probe = (at(g[reader], node, places).double().flatten(0, 1) for g in (seen.v, seen.probe))
+        share = math.prod(space(seen.arch.shapes[reader], node)) / positions  # of a map's positions some stand for all
 
         def cost(units: list[int]) -> float:
             mine = torch.isin(carried, torch.tensor(units)).nonzero().flatten()
@@ -97,7 +99,7 @@ class Gram(Scorer):
         if not form.survivors:
             return Proposal()
         places = seen.places(form.node)
-        lost = at(seen.values[form.node], places).double().flatten(0, 1)
+        lost = at(seen.values[form.node], seen.arch.nodes[form.node], places).double().flatten(0, 1)
         parts = [design(seen.arch.nodes[s], seen.values[seen.arch.nodes[s].inputs[0]], places).double().flatten(0, 1) for s in form.survivors]
         holder = next((s for s in form.survivors if f"{s}.bias" in seen.weights), None)
         h = torch.cat([*parts, torch.ones(len(lost), 1, dtype=torch.float64)], 1)

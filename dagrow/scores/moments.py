@@ -15,10 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dagrow.measure import Pass, Units, flat, propagate
+from dagrow.graph import Node
+from dagrow.measure import Pass, Units, propagate
+from dagrow.measure.carrying import unit_order
 from dagrow.measure.features import call, template, unfolded
+from dagrow.measure.layout import as_given, shaped, space, units_first, whole, width
 from dagrow.rng import stream
-from dagrow.scores.units import Sources, shaped, unit_order
+from dagrow.scores.units import Sources, ordered
 
 # Rows times positions that are looked at, and values of all sources there: 32 MB in single precision.
 MOST_CELLS, MOST_VALUES = 2**15, 8e6
@@ -73,7 +76,7 @@ class Reader(Protocol):
 class Seen:
     """A Reader on some rows. `x` [cells, sources], `v` in the layout of the reader's output; `each` values of one source in `space`."""
 
-    node: object
+    node: Node
     x: Tensor
     v: Tensor
     each: int
@@ -81,14 +84,14 @@ class Seen:
 
     @property
     def units(self) -> int:
-        return self.v.shape[1]
+        return width(self.v.shape[1:], self.node)
 
     @property
     def width(self) -> int:
         return self._kernel(1)[1] * math.prod(self._kernel(1)[2:])
 
     def _module(self, count: int) -> torch.nn.Module:
-        return template(self.node, (count * self.each, *self.space))
+        return template(self.node, whole(count * self.each, self.space, self.node))
 
     def _kernel(self, count: int) -> tuple[int, ...]:
         return tuple(self._module(count).weight.shape)
@@ -98,7 +101,7 @@ class Seen:
         x = torch.zeros(len(self.v), count * self.each, *self.space, dtype=self.x.dtype, requires_grad=True)
         weight = kernel.reshape(self._kernel(count)).to(x.dtype)
         with torch.enable_grad():
-            (signal,) = torch.autograd.grad(call(self._module(count), x, weight, None), x, self.v)
+            (signal,) = torch.autograd.grad(call(self._module(count), as_given(x, self.node), weight, None), x, self.v)
         return (self.x.T @ cells(signal, count)).double() / len(self.v)
 
     def back(self, mix: Tensor) -> Tensor:
@@ -107,22 +110,22 @@ class Seen:
         x = x.view(rows, self.each, -1, count).permute(0, 3, 1, 2).reshape(rows, count * self.each, *self.space)
         weight = torch.zeros(self._kernel(count), dtype=x.dtype, requires_grad=True)
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(call(self._module(count), x, weight, None), weight, self.v)
+            (grad,) = torch.autograd.grad(call(self._module(count), as_given(x, self.node), weight, None), weight, self.v)
         return grad.reshape(self.units, count, -1).double() / rows
 
 
 def cells(x: Tensor, count: int) -> Tensor:
     """[rows, count * each, *space] -> [rows * each * positions, count]."""
     if x.shape[1] == count:
-        return flat(x).reshape(-1, count)
+        return x.flatten(2).transpose(1, 2).reshape(-1, count) if x.dim() > 2 else x
     return x.reshape(len(x), count, -1).transpose(1, 2).reshape(-1, count)
 
 
 def readers_of(form: Units, sources: Sources, seen: Pass, metrics: Sequence[Tensor]) -> list[Seen]:
     """Each reader on as many of the pass's rows as are looked at; `metrics` [units, units] for what is missing."""
     size = sources.x.shape[2]
-    order = unit_order(form, size)
-    widest = max(math.prod(form.frame.shapes[n][1:]) for n in (*form.writers, *form.readers))
+    order = unit_order(form.frame, form, size)
+    widest = max(math.prod(space(form.frame.shapes[n], form.frame.nodes[n])) for n in (*form.writers, *form.readers))
     rows = min(seen.rows, max(FEWEST_ROWS, int(min(MOST_CELLS, MOST_VALUES / size) // widest)))
     each = max(1, int(CARRIED // (size * widest)))
     arrived = [_arrived(form, sources, seen, slice(k, min(k + each, rows)), order) for k in range(0, rows, each)]
@@ -130,20 +133,23 @@ def readers_of(form: Units, sources: Sources, seen: Pass, metrics: Sequence[Tens
     for r, target, metric in zip(form.readers, form.targets, metrics, strict=True):
         x = [part.pop(r) for part in arrived]
         v = seen.bottleneck(target)[:rows] @ metric.to(x[0].dtype)
-        found.append(Seen(form.frame.nodes[r], torch.cat([cells(p, size) for p in x]), shaped(v, form, r), x[0].shape[1] // size, tuple(x[0].shape[2:])))
+        node = form.frame.nodes[r]
+        v = shaped(v, node, space(form.frame.shapes[r], node))
+        found.append(Seen(node, torch.cat([cells(p, size) for p in x]), v, x[0].shape[1] // size, tuple(x[0].shape[2:])))
     return found
 
 
 def _arrived(form: Units, sources: Sources, seen: Pass, rows: slice, order: dict[str, Tensor]) -> dict[str, Tensor]:
     """What each reader is given of every source, as if it were a unit that no activation changed: [rows, sources * each, *space]."""
+    nodes = form.frame.nodes
     size, born = sources.x.shape[2], {}
     for k, (w, source) in enumerate(zip(form.writers, form.sources, strict=True)):
-        x, span = unfolded(form.frame.nodes[w], seen.values[source][rows]), sources.spans[w]
-        whole = torch.zeros(*x.shape[:2], size, dtype=x.dtype) if len(form.writers) > 1 or sources.constant else x
-        if whole is not x:
-            whole[:, :, span] = x
+        x, span = unfolded(nodes[w], seen.values[source][rows]), sources.spans[w]
+        every = torch.zeros(*x.shape[:2], size, dtype=x.dtype) if len(form.writers) > 1 or sources.constant else x
+        if every is not x:
+            every[:, :, span] = x
             if sources.constant and not k:
-                whole[:, :, -1] = 1
-        space = tuple(form.frame.shapes[w][1:])
-        born[w] = whole.transpose(1, 2).unflatten(2, space) if space else whole.squeeze(1)
-    return {r: x[:, order[r]] if r in order else x for r, x in propagate(form.frame, form, born, linear=True).items()}
+                every[:, :, -1] = 1
+        born[w] = shaped(every, nodes[w], space(form.frame.shapes[w], nodes[w]))
+    arrived = propagate(form.frame, form, born, linear=True)
+    return {r: units_first(ordered(x, form, r, order), nodes[r]) for r, x in arrived.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Evidence, Link, Pass, Site, Units
+from dagrow.measure.carrying import Unsupported
 from dagrow.measure.features import design
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
@@ -17,7 +18,7 @@ from dagrow.scores.aims import aim_at, power
 from dagrow.scores.exact import best_units, exact_units
 from dagrow.scores.moments import FEW, main_directions, readers_of
 from dagrow.scores.screen import screen
-from dagrow.scores.units import Sources, Unsupported, linear_moments, proposal_of, sources_of
+from dagrow.scores.units import Sources, linear_moments, proposal_of, sources_of
 
 # Below this share of what is missing, no linear direction carries signal: the site is linear-blind.
 BLIND = 1e-6

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from dagrow.measure import Evidence, Link, Site, Units
+from dagrow.measure.carrying import Unsupported
 from dagrow.registry import Options
 from dagrow.rng import stream
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
-from dagrow.scores.units import Unsupported, column_blocks, head, reader_view, scale_of, sources_of
+from dagrow.scores.units import column_blocks, head, reader_view, scale_of, sources_of
 
 
 @REGISTRY.register("random")

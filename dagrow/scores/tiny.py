@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Evidence, Link, Pass, Site, Units, features
+from dagrow.measure.carrying import Unsupported
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
-from dagrow.scores.units import Sources, Unsupported, column_blocks, head, linear_moments, reader_view, sources_of
+from dagrow.scores.units import Sources, column_blocks, head, linear_moments, reader_view, sources_of
 
 
 @dataclass(frozen=True)

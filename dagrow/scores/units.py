@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dagrow.measure import Pass, Units, flat, propagate
-from dagrow.measure.features import Unsupported, call, design, grouped, template, with_units
+from dagrow.measure import Pass, Units, propagate
+from dagrow.measure.carrying import Unsupported, unit_order
+from dagrow.measure.features import call, design, grouped, template, with_units
+from dagrow.measure.layout import dim, shaped, space, width
 from dagrow.measure.parents import LARGE, parents
 from dagrow.scores import Block, Proposal
 from dagrow.scores.aims import power, refit
@@ -77,7 +79,7 @@ def _sources_of(seen: Pass, form: Units) -> Sources:
         raise Unsupported("it is read in groups")
     if any(grouped(form.frame.nodes[w]) for w in form.writers):
         raise Unsupported("a writer reads its input in groups")
-    spaces = [tuple(form.frame.shapes[w][1:]) for w in form.writers]
+    spaces = [space(form.frame.shapes[w], form.frame.nodes[w]) for w in form.writers]
     if any(math.prod(s) != math.prod(spaces[0]) for s in spaces):
         raise Unsupported("its writers work at different positions")
     fan_in = sum(math.prod(form.frame.params[f"{w}.weight"][1:]) for w in form.writers)
@@ -119,8 +121,8 @@ def shared_gram(seen: Pass, form: Units) -> Tensor | None:
 def head(seen: Pass, form: Units, values: float = MOST_VALUES) -> Pass:
     """The first rows of the pass, as many as keep the design matrix of `form` below `values` values."""
     fan_in = sum(math.prod(form.frame.params[f"{w}.weight"][1:]) for w in form.writers) + 1
-    space = math.prod(form.frame.shapes[form.writers[0]][1:])
-    rows = max(16, int(values // (space * fan_in)))
+    positions = math.prod(space(form.frame.shapes[form.writers[0]], form.frame.nodes[form.writers[0]]))
+    rows = max(16, int(values // (positions * fan_in)))
     return seen.head(rows)
 
 
@@ -131,40 +133,21 @@ def reader_view(
 
     With `seen`, at the places of the reader's target that its solves look at.
     """
-    first = next(iter(born.values()))
-    order = unit_order(form, first.shape[1])
+    first = born[form.writers[0]]
+    order = unit_order(form.frame, form, width(first.shape[1:], form.frame.nodes[form.writers[0]]))
     places = {r: seen.places(t) if seen is not None else None for r, t in zip(form.readers, form.targets, strict=True)}
     each = len(first) if fit or not len(first) else max(1, int(AT_ONCE // max(first[0].numel(), 1)))  # statistics are of all rows
     parts = []
     for rows in (slice(k, k + each) for k in range(0, max(len(first), 1), max(each, 1))):
         arrived = propagate(form.frame, form, {w: b[rows] for w, b in born.items()}, follows=follows, fit=fit)
         at = {r: None if p is None else p[rows] for r, p in places.items()}
-        parts.append({r: design(form.frame.nodes[r], x[:, order[r]] if r in order else x, at[r]) for r, x in arrived.items()})
+        parts.append({r: design(form.frame.nodes[r], ordered(x, form, r, order), at[r]) for r, x in arrived.items()})
     return parts[0] if len(parts) == 1 else {r: torch.cat([part[r] for part in parts]) for r in parts[0]}
 
 
-def unit_order(form: Units, units: int) -> dict[str, Tensor]:
-    """For each reader the channels that carry `units` new units, unit by unit; readers that are given them so are left out.
-
-    A unit that a concat puts in twice has channels in two places; pooled before one of them, not as many in both.
-    """
-    meet = (n for n in form.path if form.frame.nodes[n].rule.role == "other" and len(form.frame.nodes[n].inputs) > 1)
-    if not any(sum(i in form.writers or i in form.path for i in form.frame.nodes[n].inputs) > 1 for n in meet):
-        return {}
-    # Two units, each alone in a row: where they arrive shows the pattern for any number.
-    alone = {w: torch.eye(2).view(2, 2, *[1] * len(s)).expand(2, 2, *s) for w in form.writers for s in [form.frame.shapes[w][1:]]}
-    order = {}
-    for r, x in propagate(form.frame, form, alone, linear=True).items():
-        owner = x.flatten(2).sum(2).argmax(0).tolist() if x.dim() > 2 else x.argmax(0).tolist()
-        places, start = [[] for _ in range(units)], 0
-        while start < len(owner):
-            size = next((k for k in range(start, len(owner)) if owner[k]), len(owner)) - start
-            first = start // 2 * units
-            for unit in range(units):
-                places[unit] += range(first + unit * size, first + (unit + 1) * size)
-            start += 2 * size
-        order[r] = torch.tensor([c for channels in places for c in channels])
-    return order
+def ordered(x: Tensor, form: Units, reader: str, order: dict[str, Tensor]) -> Tensor:
+    """What `reader` is given of new units, unit by unit; `order`: unit_order."""
+    return x.index_select(dim(form.frame.nodes[reader]), order[reader]) if reader in order else x
 
 
 # The sources of a map carried along the path, so many values at a time: 32 MB in fp32; and so many rows times positions in all.
@@ -179,21 +162,21 @@ def linear_moments(form: Units, sources: Sources, seen: Pass) -> dict[str, Tenso
     reader's own weight gradient gives the moments: one product for any kernel, stride, pooling or flatten between.
     """
     size = sources.x.shape[2]
-    order = unit_order(form, size)
+    order = unit_order(form.frame, form, size)
     eye = torch.eye(size, dtype=torch.float64)
-    each = max(1, int(CARRIED // (size * max(math.prod(form.frame.shapes[w][1:]) for w in form.writers))))
-    widest = max(math.prod(form.frame.shapes[n][1:]) for n in (*form.writers, *form.readers))
+    each = max(1, int(CARRIED // (size * max(math.prod(space(form.frame.shapes[w], form.frame.nodes[w])) for w in form.writers))))
+    widest = max(math.prod(space(form.frame.shapes[n], form.frame.nodes[n])) for n in (*form.writers, *form.readers))
     most, total = min(seen.rows, max(16, MOMENT_CELLS // widest)), {}
     for start in range(0, most, each):
         rows = slice(start, min(start + each, most))
         part = replace(sources, seen=_Rows({s: seen.values[s][rows] for s in form.sources}))
         arrived = propagate(form.frame, form, part.born(form, eye), linear=True)
         for r, target in zip(form.readers, form.targets, strict=True):
-            x = arrived[r][:, order[r]] if r in order else arrived[r]
-            module = template(form.frame.nodes[r], x.shape[1:])
+            x, node = ordered(arrived[r], form, r, order), form.frame.nodes[r]
+            module, v = template(node, x.shape[1:]), shaped(seen.bottleneck(target)[rows], node, space(form.frame.shapes[r], node))
             weight = torch.zeros(module.weight.shape, dtype=x.dtype, requires_grad=True)
             with torch.enable_grad():
-                (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, shaped(seen.bottleneck(target)[rows], form, r))
+                (grad,) = torch.autograd.grad(call(module, x, weight, None), weight, v)
             total[r] = total[r] + grad.double() if r in total else grad.double()
     return {r: g.flatten(1).unflatten(1, (size, -1)).permute(1, 0, 2) / most for r, g in total.items()}
 
@@ -205,15 +188,9 @@ class _Rows:
     values: dict[str, Tensor]
 
 
-def shaped(v: Tensor, form: Units, reader: str) -> Tensor:
-    """[rows, positions, units] -> the layout of the reader's output."""
-    space = tuple(form.frame.shapes[reader][1:])
-    return v.transpose(1, 2).unflatten(2, space) if space else v.squeeze(1)
-
-
 def column_blocks(form: Units, units: int, omega: dict[str, Tensor], dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> list[Block]:
     """Fan-out (as `reader_view` lays out its columns) as newborn columns of the readers' weights."""
-    made, order = [], unit_order(form, units)
+    made, order = [], unit_order(form.frame, form, units)
     for r in form.readers:
         weight = shapes[f"{r}.weight"]
         columns = omega[r].reshape(weight[0], -1, *weight[2:])
@@ -249,5 +226,5 @@ def scale_of(sources: Sources, alpha: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Sources", "Unsupported", "column_blocks", "flat", "head", "linear_moments", "power", "proposal_of", "reader_view", "scale_of", "shaped", "sources_of",
+    "Sources", "Unsupported", "column_blocks", "head", "linear_moments", "ordered", "power", "proposal_of", "reader_view", "scale_of", "sources_of",
 ]

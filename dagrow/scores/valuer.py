@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Evidence, Pass, Site
+from dagrow.measure.carrying import Unsupported
 from dagrow.measure.evidence import enough
-from dagrow.measure.features import Unsupported
 from dagrow.measure.onward import drops
 from dagrow.measure.sites import slopes_of
 from dagrow.scores import Block, Proposal
