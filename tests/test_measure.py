@@ -32,7 +32,7 @@ def test_features_times_weight_is_the_nodes_output(name):
             continue
         design = features(arch.nodes[node], values[arch.nodes[node].inputs[0]])
         made = design @ weights[f"{node}.weight"].flatten(1).T + weights.get(f"{node}.bias", 0)
-        close(made, flat(values[node]), 1e-12)
+        close(made, flat(values[node], arch.nodes[node]), 1e-12)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
@@ -44,7 +44,7 @@ def test_features_of_any_convolution(kernel, stride, padding, rank):
     arch = Architecture({"x": of("input", shape=(2, *(7, 6)[:rank])), "c": conv})
     weights, x = weights_for(arch), axis_oracles.rows(arch)
     made = features(arch.nodes["c"], x["x"]) @ weights["c.weight"].flatten(1).T + weights["c.bias"]
-    close(made, flat(axis_oracles.values_of(arch, weights, x)["c"]), 1e-12)
+    close(made, flat(axis_oracles.values_of(arch, weights, x)["c"], arch.nodes["c"]), 1e-12)
 
 
 @each_network
@@ -114,7 +114,7 @@ def test_the_bottleneck_is_what_least_squares_leaves(name, task):
     for target in affine_nodes(arch):
         group = [p for p in parents(arch, target) if not grouped(arch.nodes[p])]
         design = [features(arch.nodes[p], seen.values[arch.nodes[p].inputs[0]]).flatten(0, 1) for p in group]
-        v = flat(seen.v[target]).flatten(0, 1)
+        v = flat(seen.v[target], arch.nodes[target]).flatten(0, 1)
         x = torch.cat([*design, torch.ones(len(v), 1, dtype=v.dtype)], 1)
         solved = torch.linalg.lstsq(x, v, driver="gelsd").solution
         left = seen.bottleneck(target).flatten(0, 1)
@@ -127,7 +127,7 @@ def test_the_bottleneck_of_a_rank_deficient_design():
     fold = fold_for(arch, "classification")
     x = torch.cat([fold.x[:, :1], fold.x[:, :1] * 1e-9, torch.ones(len(fold.x), 1), torch.zeros(len(fold.x), 1)], 1).double()
     seen = measure(arch, weights_for(arch), Fold(x, fold.y), Fold(x, fold.y), LOSSES["classification"], rows=100, seed=0, path=()).train
-    v = flat(seen.v["y"])[:, 0]
+    v = flat(seen.v["y"], seen.arch.nodes["y"])[:, 0]
     solved = torch.linalg.lstsq(x[:, [0, 2]], v).solution
     close(seen.bottleneck("y")[:, 0], v - x[:, [0, 2]] @ solved)
 

@@ -46,7 +46,7 @@ def test_solves_on_some_places_come_near_those_on_all():
     whole = wide(rows=60).train
     part = some(whole, 60 * 48)
     for target in ("c", "d"):
-        v, left, near = flat(whole.v[target]), whole.bottleneck(target), part.bottleneck(target)
+        v, left, near = flat(whole.v[target], whole.arch.nodes[target]), whole.bottleneck(target), part.bottleneck(target)
         assert float((near - left).norm()) < 0.2 * float(left.norm()) and left.shape == near.shape == v.shape
 
 

@@ -43,7 +43,7 @@ def proposals(name: str, task: str, by: str, units: int = 2, kinds=GROWING, rows
 def slope_with_v(evidence: Evidence, site, proposal) -> float:
     """The first-order gain per sample with the whole gradient in the bottleneck's place."""
     change = site.form.effect(evidence.train, proposal)
-    return float(sum((d * flat(evidence.train.v[t])).sum() for t, d in change.items()) / evidence.train.rows)
+    return float(sum((d * flat(evidence.train.v[t], evidence.arch.nodes[t])).sum() for t, d in change.items()) / evidence.train.rows)
 
 
 @each_network
@@ -81,7 +81,7 @@ def test_the_value_is_the_formula_sample_by_sample(name):
         for seen, mine in ((evidence.train, "train"), (evidence.held, "held")):
             s, t = [0.0] * seen.rows, [0.0] * seen.rows
             for target, change in site.form.effect(seen, proposal).items():
-                left, probe = seen.bottleneck(target), flat(seen.probe[target])
+                left, probe = seen.bottleneck(target), flat(seen.probe[target], seen.arch.nodes[target])
                 for i in range(seen.rows):
                     s[i] += float((change[i] * left[i]).sum())
                     t[i] += float((change[i] * probe[i]).sum())
@@ -257,7 +257,7 @@ def _newborn(arch, grown, site, reader) -> list[int]:
 def test_a_unit_read_at_two_places_is_one_unit():
     arch = NETWORKS["twice"]
     (_, _, site), = sites_of(arch, "widen")
-    order = unit_order(site.form, 3)["y"]
+    order = unit_order(site.form.frame, site.form, 3)["y"]
     assert order.tolist() == [*range(16), 48, *range(16, 32), 49, *range(32, 48), 50]
     evidence = evidence_for(arch)
     sources = sources_of(evidence.train, site.form)
@@ -466,7 +466,7 @@ def test_the_effect_of_dropping_is_the_real_networks_change(name):
         shrunk = made(arch, evidence.weights, edit, options, site, proposal)
         real = axis_oracles.values_of(shrunk.arch, shrunk.full, {arch.inputs[0]: x})
         for r, change in site.form.effect(evidence.train, proposal).items():
-            close(flat(real[r]) - flat(evidence.train.values[r]), change, 1e-9)
+            close(flat(real[r], evidence.arch.nodes[r]) - flat(evidence.train.values[r], evidence.arch.nodes[r]), change, 1e-9)
 
 
 TWINS = {

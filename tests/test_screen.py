@@ -14,7 +14,7 @@ from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
 from dagrow.measure import measure
 from dagrow.measure.parents import parents
-from dagrow.measure.features import flat
+from dagrow.measure import flat
 from dagrow.propose import Limits, places, propose
 from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores.screen import FLOOR, RIDGE, linear_shares, screen
@@ -40,7 +40,7 @@ def listed(*kinds: str, **options):
 def missing(seen, target):
     """(v-perp E^-1/2 [rows, units]) from scratch, in double precision."""
     x = torch.cat([seen.values[seen.arch.nodes[p].inputs[0]].double() for p in parents(seen.arch, target)] + [torch.ones(seen.rows, 1)], 1)
-    v, probe = (flat(g[target]).double().flatten(0, 1) for g in (seen.v, seen.probe))
+    v, probe = (flat(g[target], seen.arch.nodes[target]).double().flatten(0, 1) for g in (seen.v, seen.probe))
     free = v - x @ torch.linalg.lstsq(x, v, driver="gelsd").solution
     values, vectors = torch.linalg.eigh(probe.T @ probe / seen.rows)
     return free @ (vectors * (values + RIDGE * values[-1]) ** -0.5) @ vectors.T

@@ -97,7 +97,7 @@ def test_the_derivative_is_that_of_the_real_loss(edit, arch, task):
     there, back = (nats(made.arch, made.weights(a), fold, task, variance) for a in (step, -step))
     (target, change), = site.form.effect(seen, proposal).items()
     assert target == "y"
-    predicted = float((change * flat(seen.v["y"])).sum()) / seen.rows
+    predicted = float((change * flat(seen.v["y"], seen.arch.nodes["y"])).sum()) / seen.rows
     assert abs(predicted) > 1e-3
     assert predicted == pytest.approx((back - there) / (2 * step), rel=1e-6)
     moved = (run(made.arch, made.weights(step), fold.x) - run(made.arch, made.weights(-step), fold.x)) / (2 * step)

@@ -44,19 +44,20 @@ def _full(name: str, local: str) -> str:
 
 
 @lru_cache(4096)
-def link(shape: tuple[int, ...], width: int, stride: int) -> Branch:
-    """A direct connection from a tensor of `shape` to `width` units."""
-    return Branch(Architecture({SOURCE: Node.of("input", shape=shape), WHOLE: affine(shape, SOURCE, width, stride=stride, bias=False)}))
+def link(shape: tuple[int, ...], width: int, stride: int, tokens: bool = False) -> Branch:
+    """A direct connection from a tensor of `shape` to `width` units; `tokens`: units lie last."""
+    node = affine(shape, SOURCE, width, stride=stride, bias=False, tokens=tokens)
+    return Branch(Architecture({SOURCE: Node.of("input", shape=shape), WHOLE: node}))
 
 
 @lru_cache(4096)
-def hidden(shape: tuple[int, ...], width: int, stride: int, units: int, act: str, kernel: int) -> Branch:
-    """A hidden layer of `units` between a tensor of `shape` and `width` units."""
+def hidden(shape: tuple[int, ...], width: int, stride: int, units: int, act: str, kernel: int, tokens: bool = False) -> Branch:
+    """A hidden layer of `units` between a tensor of `shape` and `width` units; `tokens`: units lie last."""
     return Branch(Architecture({
         SOURCE: Node.of("input", shape=shape),
-        "in": affine(shape, SOURCE, units, kernel=kernel, stride=stride),
+        "in": affine(shape, SOURCE, units, kernel=kernel, stride=stride, tokens=tokens),
         "act": Node.of(act, "in"),
-        "out": affine(shape, "act", width, bias=False),
+        "out": affine(shape, "act", width, bias=False, tokens=tokens),
     }))  # fmt: skip
 
 

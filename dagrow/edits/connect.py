@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.edits.branch import Frame, link
+from dagrow.edits.branch import Branch, Frame, link
 from dagrow.edits.wiring import add_to, fresh_name, joins
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure.grid import Grid
+from dagrow.measure.layout import last, width
 from dagrow.measure.sites import Link, Site
 from dagrow.scores import Proposal
 
@@ -24,19 +25,23 @@ class Connect(Edit):
         found, name = joins(arch).but(already, options.covers), fresh_name(arch, "link")
 
         def make(source: str, target: str, stride: int) -> Site:
-            frame = Frame(arch, link(arch.shapes[source], arch.shapes[target][0], stride), name, source)
+            frame = Frame(arch, _branch(arch, source, target, stride), name, source)
             return Site("connect", f"{source} -> {target}", Link(frame, name, source, target), (1,), (source, target, stride))
 
         return Grid("connect", Link, arch, found.sources, found.targets, found.strides, make)
 
     @staticmethod
     def price(arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
-        source, target, stride = site.detail
-        return link(arch.shapes[source], arch.shapes[target][0], stride).added_to(arch)
+        return _branch(arch, *site.detail).added_to(arch)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
         source, target, stride = site.detail
         name = fresh_name(arch, "link")
-        nodes = link(arch.shapes[source], arch.shapes[target][0], stride).named(name, source)
+        nodes = _branch(arch, source, target, stride).named(name, source)
         return Rewrite(add_to(arch, target, nodes, name), (), ((f"{name}.weight", 0),))
+
+
+def _branch(arch: Architecture, source: str, target: str, stride: int) -> Branch:
+    node, shape = arch.nodes[target], arch.shapes[target]
+    return link(arch.shapes[source], width(shape, node), stride, last(node, shape))

@@ -11,6 +11,7 @@ from dagrow.edits.widen import Count, numbers, units_of
 from dagrow.edits.wiring import add_to, fresh_name, joins
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure.grid import Grid
+from dagrow.measure.layout import last, width
 from dagrow.measure.sites import Site, Units
 from dagrow.scores import Proposal
 
@@ -69,4 +70,5 @@ class Deepen(Edit):
 
 def _branch(arch: Architecture, detail: tuple, units: int) -> Branch:
     source, target, stride, act, kernel = detail
-    return hidden(arch.shapes[source], arch.shapes[target][0], stride, units, act, kernel)
+    node, shape = arch.nodes[target], arch.shapes[target]
+    return hidden(arch.shapes[source], width(shape, node), stride, units, act, kernel, last(node, shape))

@@ -9,6 +9,8 @@ from torch import Tensor
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.wiring import fresh_name
 from dagrow.graph import Architecture, Node, Refusal, Rewrite
+from dagrow.measure.layout import last
+from dagrow.measure.parents import tied
 from dagrow.measure.passes import Pass
 from dagrow.measure.sites import Site, Swap
 from dagrow.scores import Proposal
@@ -28,7 +30,11 @@ class Norm(Edit):
     @staticmethod
     def match(arch: Architecture, options) -> Iterator[Site]:
         for name in arch.order:
-            if arch.nodes[name].rule.role == "affine" and name not in arch.outputs and not _normed(arch, name) and options.covers(name):
+            node = arch.nodes[name]
+            # A batch norm normalises each channel: of tokens it would be each place.
+            if node.rule.role != "affine" or last(node, arch.shapes[name]) or tied(arch, name):
+                continue
+            if name not in arch.outputs and not _normed(arch, name) and options.covers(name):
                 frame, norm = _built(arch, name)
                 form = Swap(frame, (norm,), norm, name, start=lambda seen, name=name, norm=norm, frame=frame: _statistics(seen, frame, name, norm))
                 yield Site("norm", name, form, (1,), (name,))

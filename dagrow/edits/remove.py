@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.wiring import without
 from dagrow.graph import Architecture, Refusal, Rewrite
-from dagrow.measure.features import grouped
+from dagrow.measure.parents import free_parents
 from dagrow.measure.sites import Cut, Site
 from dagrow.scores import Proposal
 
@@ -31,7 +31,7 @@ class Remove(Edit):
                 left = without(arch, total, branch)
                 if isinstance(left, Refusal):
                     continue
-                survivors = tuple(p for p in arch.meeting[branch] if p != branch and p in left.nodes and not grouped(arch.nodes[p]))
+                survivors = tuple(p for p in free_parents(arch, branch) if p != branch and p in left.nodes)
                 yield Site("remove", branch, Cut(branch, survivors), (1,), (total, branch))
 
     @staticmethod

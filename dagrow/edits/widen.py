@@ -61,20 +61,24 @@ def units_of(arch: Architecture, axis: Axis) -> Units | None:
 def _units_of(arch: Architecture, axis: Axis) -> Units | None:
     if axis.bilinear or axis.gates or axis.mixes:
         return None
-    writers = _affine(arch, axis.writes)
-    readers = _affine(arch, axis.reads)
+    writers, readers = _affine(arch, axis.writes), _affine(arch, axis.reads)
+    if any(len(arch.derived.owners[s.param]) > 1 for s in axis.slots):
+        return None  # what writes them here reads or writes something else there
     if not writers or not readers or any(sorted(arch.derived.units(axis.id, f"{w}.weight", 0)) != [*range(axis.size)] for w in writers):
         return None  # a unit in several rows: one of its group in each group of a convolution that reads it
     path = between(arch, writers, readers)
     # A depthwise convolution both carries the axis and has a row per unit: it follows, it does not write.
     writers = tuple(w for w in writers if not (w in path and grouped(arch.nodes[w])))
     path = between(arch, writers, readers)
-    return Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers)
+    return Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers, axis.id)
 
 
 def _affine(arch: Architecture, uses) -> tuple[str, ...]:
+    """The nodes of these uses in topological order; none of them where one is not affine: what it does to a new unit is not solved for."""
     found = {u.node for u in uses}
-    return tuple(sorted((n for n in found if arch.nodes[n].rule.role == "affine"), key=arch.place.__getitem__))
+    if any(arch.nodes[n].rule.role != "affine" for n in found):
+        return ()
+    return tuple(sorted(found, key=arch.place.__getitem__))
 
 
 def between(arch: Architecture, writers: tuple[str, ...], readers: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from dagrow.compiler import initialise
 from dagrow.graph import Architecture, Refusal, Rewrite, preserving, transfer
 from dagrow.graph.node import run
-from dagrow.measure.features import Unsupported, flat
+from dagrow.measure.carrying import Unsupported
+from dagrow.measure.layout import flat
 from dagrow.measure.passes import materialise
 from dagrow.measure.proposals import Proposal
 
@@ -48,7 +49,7 @@ class Recast:
     plan: Callable[[Pass, int], Proposal] = field(default=as_told, repr=False, compare=False)
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
-        return flat(seen.v[target])
+        return flat(seen.v[target], seen.arch.nodes[target])
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
         """What it changes at the output, by running both networks in double precision. Raises Unsupported where it is refused."""
@@ -56,7 +57,8 @@ class Recast:
         if isinstance(made, Refusal):
             raise Unsupported(made.reason)
         weights = recast_weights(seen.weights, made, proposal)
-        return {seen.arch.outputs[0]: flat(_output(seen, made.arch, weights) - _output(seen, seen.arch, doubled(seen.weights)))}
+        end = seen.arch.outputs[0]
+        return {end: flat(_output(seen, made.arch, weights) - _output(seen, seen.arch, doubled(seen.weights)), seen.arch.nodes[end])}
 
 
 def recast_weights(weights: Mapping[str, Tensor], rewrite: Rewrite, proposal: Proposal) -> Values:
