@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagrow.errors import GraphError
 from dagrow.graph.labels import Cells, Label
-from dagrow.graph.node import SEGMENT, Node, apply, build
+from dagrow.graph.node import SEGMENT, Module, Node, apply, built
 
 BATCH = 2
 Shape = tuple[int, ...]
@@ -62,12 +62,23 @@ def recipe(node: Node, name: str, shapes: list[Shape]) -> Recipe:
     key = (node.rule, node.attrs, *shapes)
     known = _RECIPES.get(key)
     if known is None:
-        with torch.device("meta"), torch.no_grad():
-            known = _Recorder().record(node, name, shapes)
+        known = _recorded(node, name, shapes)
         _RECIPES[key] = known
         if len(_RECIPES) > _MOST_RECIPES:
             _RECIPES.popitem(last=False)
     return known
+
+
+def _recorded(node: Node, name: str, shapes: list[Shape]) -> Recipe:
+    module = built(node, shapes, name)
+    inputs = [torch.empty((BATCH, *s), device="meta") for s in shapes]
+    with torch.no_grad():
+        try:
+            return _Recorder().record(node, name, module, inputs)
+        except GraphError:
+            # Perhaps only because it makes tensors of its own; the mode that puts them on the meta device takes twice the time.
+            with torch.device("meta"):
+                return _Recorder().record(node, name, module, inputs)
 
 
 class _Recorder(TorchDispatchMode):
@@ -78,9 +89,7 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self.used = 0
 
-    def record(self, node: Node, name: str, shapes: list[Shape]) -> Recipe:
-        module = build(node, shapes, name)
-        inputs = [torch.empty((BATCH, *s)) for s in shapes]
+    def record(self, node: Node, name: str, module: Module, inputs: list[Tensor]) -> Recipe:
         for tensor in inputs:
             self.add(tensor)
         leaves = []
@@ -116,11 +125,36 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # Before running: an op in place may change the shape of its argument.
         given, named = self.refs(args), {k: self.refs(v) for k, v in (kwargs or {}).items()}
-        made = func(*args, **(kwargs or {}))
+        made = _result(func, args, kwargs or {})
         outs = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, Tensor)]
         if outs:
             self.steps.append(Step(func, given, named, tuple(self.add(t) for t in outs), [tuple(t.shape) for t in outs]))
         return made
+
+
+# Most of torch's kernels for the meta device are Python; on this many numbers those of the CPU take a tenth of their time.
+_SMALL = 2**14
+_PLAIN = {"mm", "addmm", "bmm", "baddbmm", "native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm", "native_group_norm", "_softmax"}
+
+
+def _result(func, args, kwargs):
+    """What the op makes of tensors on the meta device: of small ones by computing it, on zeros, where that is sure to have no other effect."""
+    given: list[Tensor] = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    # Elementwise ops keep the strides of what they are given, and whether a view of the result is possible depends on those.
+    plain = func.overloadpacket.__name__ in _PLAIN or (torch.Tag.pointwise in func.tags and all(t.is_contiguous() for t in given))
+    small = plain and given and all(t.dtype is torch.float32 for t in given) and sum(t.numel() for t in given) <= _SMALL
+    if not small or func._schema.is_mutable or any(isinstance(v, (list, tuple)) and v and isinstance(v[0], Tensor) for v in args) or "out" in kwargs:
+        return func(*args, **kwargs)
+    made = func(*(_zeros(v) for v in args), **{k: _zeros(v) for k, v in kwargs.items()})
+    return tuple(map(_emptied, made)) if isinstance(made, (tuple, list)) else _emptied(made)
+
+
+def _zeros(value):
+    return torch.zeros(value.shape, device="cpu") if isinstance(value, Tensor) else value
+
+
+def _emptied(value):
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
 
 
 # What that does to labels
