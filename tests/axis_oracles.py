@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dagrow.compiler import Network, compile_architecture, with_source
 from dagrow.graph import Architecture, Refusal, Rewrite, resize, transfer
 from dagrow.graph.node import build, run
 
@@ -25,8 +27,14 @@ def weights_for(arch: Architecture, seed: int) -> dict[str, Tensor]:
 
 
 def rows(arch: Architecture, seed: int = 0, count: int = 16) -> dict[str, Tensor]:
+    """Random rows for every input; whole numbers below the vocabulary where one reads them."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn((count, *arch.shapes[n]), generator=generator, dtype=torch.float64) for n in arch.inputs}
+    made = {n: torch.randn((count, *arch.shapes[n]), generator=generator, dtype=torch.float64) for n in arch.inputs}
+    for name in made:
+        words = [v for reader in arch.consumers[name] if (v := getattr(arch.nodes[reader].attrs, "vocabulary", None))]
+        if words:
+            made[name] = torch.randint(min(words), made[name].shape, generator=generator).double()
+    return made
 
 
 def values_of(arch: Architecture, weights: dict[str, Tensor], x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -45,7 +53,15 @@ def values_of(arch: Architecture, weights: dict[str, Tensor], x: dict[str, Tenso
 
 
 def output(arch: Architecture, weights: dict[str, Tensor], x: dict[str, Tensor]) -> Tensor:
-    return values_of(arch, weights, x)[arch.outputs[0]]
+    """The output; where there are several, their values one after another, [rows, values]."""
+    return joined(arch, tuple(values_of(arch, weights, x)[name] for name in arch.outputs))
+
+
+def joined(arch: Architecture, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a network returns, as `output` gives it."""
+    if len(arch.outputs) > 1:
+        return torch.cat([y.flatten(1) for y in outputs], 1)
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -99,6 +115,7 @@ def widening_keeps_the_function(arch: Architecture, axis: str, seed: int = 0) ->
 
 
 def pruning_is_masking(arch: Architecture, axis: str, seed: int = 0) -> None:
+    """Where units are only read, without them the network is the one with zeros where they are read."""
     weights, x, size = weights_for(arch, seed), rows(arch), arch.axes[axis].size
     if size < 2:
         return
@@ -110,6 +127,8 @@ def pruning_is_masking(arch: Architecture, axis: str, seed: int = 0) -> None:
         assert len(keep) == 1 and "structure" in rewrite.reason, rewrite
         return
     assert rewrite.zero is None
+    if arch.axes[axis].mixes or arch.axes[axis].bilinear:
+        return
     masked = dict(weights)
     for use in arch.axes[axis].reads:
         dead = [k for k, unit in enumerate(arch.derived.units(axis, use.param, use.axis)) if unit >= 0 and unit not in keep]
@@ -145,19 +164,85 @@ def same(arch: Architecture, weights: dict[str, Tensor], other: Architecture, te
 
 
 def every_move_matters(arch: Architecture, axis: str, seed: int = 0) -> None:
-    """Carried without one of its moves, a permuted network computes something else."""
+    """Carried without one of its moves, a permuted network computes something else, unless its units are only summed up or do not show."""
     weights, x, size = weights_for(arch, seed), rows(arch, count=64), arch.axes[axis].size
     if size < 2:
         return
     rewrite = done(resize(arch, {axis: [*range(1, size), 0]}))
     assert {(m.param, m.axis) for m in rewrite.moves} == {(s.param, s.axis) for s in arch.axes[axis].slots}
     right = output(arch, weights, x)
+    if not arch.axes[axis].reads or distance(right[:1].expand_as(right), right) <= 1e-6:
+        return
     for left_out in rewrite.moves:
         partial = Rewrite(rewrite.arch, tuple(m for m in rewrite.moves if m != left_out), None)
-        assert distance(output(arch, transfer(partial, weights, 0.0), x), right) > 1e-6, left_out
+        # A key's bias, under a softmax over keys, changes nothing whatever it is.
+        idle = {**weights, left_out.param: torch.randn_like(weights[left_out.param])}
+        changed = distance(output(arch, transfer(partial, weights, 0.0), x), right) > 1e-6
+        assert changed or distance(output(arch, idle, x), right) <= TOLERANCE, left_out
+
+
+def rows_do_not_meet(arch: Architecture, seed: int = 0) -> None:
+    """In eval mode a row's output is its own, in a batch of any size."""
+    weights, x = weights_for(arch, seed), rows(arch, seed, 5)
+    whole = output(arch, weights, x)
+    for part in (slice(0, 1), slice(1, 3), slice(2, 5)):
+        assert distance(output(arch, weights, {n: v[part] for n, v in x.items()}), whole[part]) <= TOLERANCE
+
+
+def compiled(arch: Architecture, weights: dict[str, Tensor], x: dict[str, Tensor]) -> tuple[Network, list[Tensor]]:
+    """The network and its arguments."""
+    return compile_architecture(arch, weights), [x[name] for name in arch.inputs]
+
+
+def compiling_keeps_the_function(arch: Architecture, seed: int = 0) -> None:
+    """Also as TorchScript, bit for bit, and out of plain values."""
+    weights, x = weights_for(arch, seed), rows(arch)
+    network, given = compiled(Architecture.from_dict(arch.to_dict()), weights, x)
+    network.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        eager = joined(arch, network(*given))
+        assert distance(eager, output(arch, weights, x)) <= TOLERANCE
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is", DeprecationWarning)
+        with with_source(network):
+            program = torch.jit.script(network)
+        # Twice: TorchScript optimises what it has seen run.
+        for _ in range(2):
+            assert torch.equal(joined(arch, program(*given)), eager)
+
+
+def training_moves_everything(arch: Architecture, seed: int = 0) -> None:
+    """One step in train mode: every parameter has a gradient. One that is zero up to rounding is that of a parameter the output does not depend on."""
+    weights, x = weights_for(arch, seed), rows(arch)
+    network, given = compiled(arch, weights, x)
+    network.train()
+    held = [(m, m.p) for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    for module, _ in held:
+        module.p = 0.0
+
+    def run() -> Tensor:
+        return joined(arch, network(*given))
+
+    before = run()
+    mixing = torch.randn(before.shape, generator=torch.Generator().manual_seed(seed), dtype=before.dtype)
+    (before * mixing).sum().backward()
+    still = []
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        if parameter.grad.abs().max() <= 1e-9 * mixing.abs().sum():
+            still.append((name, parameter))
+    with torch.no_grad():
+        for name, parameter in still:
+            old = parameter.clone()
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed), dtype=parameter.dtype))
+            assert distance(run(), before) <= TOLERANCE, name
+            parameter.copy_(old)
+        for parameter in network.parameters():
+            parameter.sub_(1e-3 * parameter.grad)
+        assert distance(run(), before) > 0
 
 
 def all_oracles(arch: Architecture, seed: int = 0) -> None:
+    """What holds of any architecture; `compiling_keeps_the_function` and `training_moves_everything` take longer and are asked apart."""
     shapes_and_macs_are_real(arch)
     for axis in arch.axes:
         permuting_keeps_the_function(arch, axis, seed)

@@ -45,25 +45,27 @@ Paddings = Annotated[Whole | tuple[Whole, ...], pydantic.AfterValidator(_alike(0
 
 
 class Example(NamedTuple):
-    """An op as the contract tests try it: input x -> stem (one for each input of the op) -> op -> tanh -> flatten -> head.
+    """An op as the contract tests try it: input x -> stem (one for each input of the op) -> op -> silu -> flatten -> head.
 
     attrs: the op's options. shape: of x; empty: a vector, a sequence and a map, wherever the op fits. last: the stems are
-    token_linear, not convolutions. axes: sizes of all the axes there must be, by name; None: the stem's alone.
+    token_linear, not convolutions. axes: sizes of all the axes there must be, by name; None: the stem's alone. The stems
+    have 6 units and are called stem, stem1, stem2; bare: the op reads x itself (whole numbers, where it has a vocabulary).
     """
 
     attrs: Mapping[str, object]
     shape: Shape = ()
     last: bool = False
     axes: Mapping[str, int] | None = None
+    bare: bool = False
 
 
 class Steady(NamedTuple):
     """What an op that mixes the units of an axis needs to go on giving its old outputs when there are more of them.
 
-    newborn: what new units of its input must be: "mean", the mean of the old ones, or "copy", that of one of them, each
-    copy's logit less by the log of how many there are. attrs: the op's options then. scale: local name -> the factor of its
-    old entries; zero: its tensors whose newborn entries are 0. logits: its own tensors that hold logits; none of them: the
-    biases of what writes the axis.
+    newborn: what new units must be: "mean", the mean of the old ones, or "copy", that of one of them, where the logit of each
+    copy gains the log of its share. attrs: the op's options then. scale: local name -> the factor of its old entries; zero:
+    its tensors whose newborn entries are 0. logits: its own tensors that are added to logits; none of them: the biases of
+    what writes the axis.
     """
 
     newborn: Literal["mean", "copy"]
@@ -79,7 +81,9 @@ class Op:
     role: "affine" (a weight times its input plus a bias; axis 0 of `weight` and dimension `channels` of the output are its
     units), "activation" (elementwise, no parameters), "norm" (batch normalisation), "sum" (the plain sum of its inputs)
     or "other". channels: the dimension of the output, batch included, that an affine op's units lie on: 1, or -1 where
-    they come last. examples: what the contract tests try, where the defaults alone would not say enough.
+    they come last. grids: attribute -> (input, dimension of it): the attribute says into how many equal parts, the major
+    ones, that dimension is cut; a resize sets it from the axes. examples: what the contract tests try, where the defaults
+    alone would not say enough.
     """
 
     name: ClassVar[str]
@@ -89,6 +93,7 @@ class Op:
     shorthand: ClassVar[str | None] = None
     role: ClassVar[Literal["affine", "activation", "norm", "sum", "other"]] = "other"
     channels: ClassVar[Literal[1, -1]] = 1
+    grids: ClassVar[Mapping[str, tuple[int, int]]] = {}
     examples: ClassVar[tuple[Example, ...]] = ()
 
     @classmethod
@@ -111,8 +116,21 @@ class Op:
         return attrs
 
     @staticmethod
-    def steady(attrs, old: Shape, new: Shape) -> Steady | None:
-        """What keeps its old outputs when its (first) input grows from shape `old` to `new`, along an axis that it mixes; None: nothing does."""
+    def pinned(attrs, *shapes: Shape):
+        """`attrs` with the values that follow from the inputs' `shapes` written out, where they shall stay as they are in a resize."""
+        return attrs
+
+    @staticmethod
+    def macs(attrs, counted: int, *shapes: Shape) -> int:
+        """The MACs to be charged for one sample, where running the op takes `counted`."""
+        return counted
+
+    @staticmethod
+    def steady(attrs, grown, old: Shape, new: Shape) -> Steady | None:
+        """What keeps its old outputs when there are more units on an axis that it mixes; None: nothing does.
+
+        Its options were `attrs` and are `grown` by then, its (first) input had shape `old` and has `new`.
+        """
         return None
 
 

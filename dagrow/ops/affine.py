@@ -64,6 +64,10 @@ class TokenLinear(Op):
     role = "affine"
     channels = -1
     shorthand = "width"
+    examples = (
+        Example({"width": 4}, (3, 5), last=True, axes={"stem": 6, "op": 4}),
+        Example({"width": 1, "bias": False}, (2, 3, 5), last=True, axes={"stem": 6, "op": 1}),
+    )
 
     class Options(Options):
         width: Size

@@ -72,7 +72,7 @@ class Matmul(Op):
     fewest, most = 2, 2
     Options = Plain
     # As many tokens as features; the columns of the second are units, those of the first meet its tokens.
-    examples = (Example({}, (6, 5), last=True, axes={"other": 6}),)
+    examples = (Example({}, (6, 5), last=True, axes={"stem1": 6}),)
 
     @staticmethod
     def build(attrs, *shapes):

@@ -63,7 +63,7 @@ class Concat(Op):
     class Options(Options):
         dim: Dim = 1
 
-    examples = (Example({}, axes={"stem": 6, "other": 6}), Example({"dim": 2}, (3, 9)), Example({"dim": -1}, (2, 7, 5)))
+    examples = (Example({}, axes={"stem": 6, "stem1": 6}), Example({"dim": 2}, (3, 9)), Example({"dim": -1}, (2, 7, 5)))
 
     @staticmethod
     def build(attrs, *shapes):

@@ -82,9 +82,10 @@ class Part(Op):
     """One of `of` equal parts along dimension `dim`: number `index`, from 0. What chunk gives."""
 
     examples = (
-        Example({"of": 2, "index": 1}, axes={"stem": 3}),
+        # The parts that nobody reads, and units within a part.
+        Example({"of": 2, "index": 1}, axes={"stem": 1, "stem~1": 3}),
         Example({"of": 3, "index": 0, "dim": -1}, (3, 9)),
-        Example({"of": 3, "index": 2, "dim": -1}, (3, 9), last=True, axes={"stem": 2}),
+        Example({"of": 3, "index": 0, "dim": -1}, (3, 9), last=True, axes={"stem": 2, "stem~1": 2}),
     )
 
     class Options(Options):
@@ -105,6 +106,13 @@ class Part(Op):
             raise GraphError(f"part: dimension {dim} of {list(shape)} has no {attrs.of} equal parts")
         # That the parts are equal must be in what is traced: chunk does not say so.
         return lambda x: x.unflatten(dim, [attrs.of, -1]).select(dim, attrs.index)
+
+    @staticmethod
+    def resize(attrs, params, made, shape):
+        dim = dimension("part", attrs.dim, shape) - 1
+        of = shape[dim] // made[dim] if made[dim] else attrs.of
+        # Which of the parts that nobody reads went is not known, and makes no difference: they are told apart by their labels.
+        return attrs.model_copy(update={"of": of, "index": min(attrs.index, max(of - 1, 0))})
 
 
 @REGISTRY.register("slice")
@@ -194,7 +202,8 @@ class Mean(Op):
         Example({"dims": (2,)}, (3, 9)),
         Example({"dims": (1,)}, (3, 9), last=True),
         Example({"dims": (2, 3), "keep": True}, (2, 7, 5)),
-        Example({"dims": (1,), "keep": True}, (2, 7, 5)),
+        Example({"dims": (-1,), "keep": True}, (2, 7, 5)),
+        Example({"dims": (1,)}, (2, 7, 5)),
     )
 
     class Options(Options):
