@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import pydantic
@@ -24,6 +24,20 @@ class Options(pydantic.BaseModel):
     """What YAML may say about a registered thing. Frozen and hashable; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Misfit(ValueError):
+    """What is wrong at one place of nested options: `at` is its path, `key` says that the key there is at fault, not the value."""
+
+    def __init__(self, message: str, *, at: tuple[str | int, ...] = (), fix: str | None = None, key: bool = False):
+        super().__init__(message)
+        self.at, self.fix, self.key = at, fix, key
+
+
+def misfitting(title: str, found: Iterable[Misfit]) -> pydantic.ValidationError:
+    """What a validator of Options raises to tell of several places at once."""
+    rows = [{"type": "value_error", "loc": m.at, "input": None, "ctx": {"error": m}} for m in found]
+    return pydantic.ValidationError.from_exception_data(title, rows)
 
 
 class Registry:

@@ -52,6 +52,8 @@ def check(spec: Spec, data: Dataset | None = None) -> Checked:
         problems += _task(spec, data)
     elif spec.model.input:
         arch = network_of(spec, None, None, problems)
+    if arch is not None and not problems:
+        problems += _edits(spec, choices["edits"], arch)
     _raise(spec, problems)
     return Checked(spec, choices, arch, data.reshaped(arch.shapes["input"]))
 
@@ -88,6 +90,18 @@ def _data(spec: Spec, problems: list[Problem]) -> Dataset | None:
         problems.append(spec.problem_at(path, error.message, error.fix))
         return None
     return made
+
+
+def _edits(spec: Spec, chosen: Sequence[Choice], arch: Architecture) -> list[Problem]:
+    """Edits whose options cannot be meant for this network, and different ones that go by one name."""
+    found, names = [], {}
+    for k, edit in enumerate(chosen):
+        found += [spec.problem_at(("edits", k, *r.at), r.message, r.fix) for r in edit.rule.remarks(arch, edit.options) if r.wrong]
+        name = edit.rule.known_as(edit.options)
+        if name != edit.name and name in names:
+            found.append(spec.problem_at(("edits", k), f"{name} is there twice", "give each a name of its own: name: …"))
+        names[name] = k
+    return found
 
 
 def _task(spec: Spec, data: Dataset) -> list[Problem]:

@@ -7,7 +7,7 @@ carries its reason. No edit knows what a scorer does, no scorer what an edit doe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,15 @@ class EditOptions(Options):
         return self.where == "**" or any(matches(self.where, name) for name in names)
 
 
+class Remark(NamedTuple):
+    """Something about an edit's options on a network: `at` is the place in the options; `wrong`: an error, else a warning."""
+
+    message: str
+    at: tuple[str | int, ...] = ()
+    fix: str | None = None
+    wrong: bool = False
+
+
 class Edit:
     """What every edit provides.
 
@@ -40,6 +49,16 @@ class Edit:
     Options: ClassVar[type[EditOptions]]
     undone_by: ClassVar[str | None] = None
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+
+    @classmethod
+    def known_as(cls, options) -> str:
+        """What tells its sites from those of other options: a spec may list one twice only where that is the edit itself."""
+        return cls.name
+
+    @staticmethod
+    def remarks(arch: Architecture, options) -> Iterable[Remark]:
+        """What keeps these options from places of the seed network."""
+        return ()
 
     @staticmethod
     def match(arch: Architecture, options) -> Iterable[Site]:

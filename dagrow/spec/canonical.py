@@ -24,6 +24,8 @@ def spread(tree: Tree, key: str = "name", *, listed: bool = False) -> Tree:
 
 def _choice(tree: Tree, source: Source, what: str, key: str = "name", default: str | None = None, listed: bool = False) -> Tree:
     """{name, options} of a registered choice."""
+    if listed and (apart := _apart(tree, key)) is not None:
+        return apart
     tree = spread(tree, key, listed=listed)
     if not isinstance(tree.value, dict):
         source.report(tree.place, f"{what} is a name or a mapping, not {tree.kind}", f"write {{{key}: …, option: value}}")
@@ -36,6 +38,17 @@ def _choice(tree: Tree, source: Source, what: str, key: str = "name", default: s
     full = mapping(tree.place, name=name, options=tree.without(key))
     full.keys["name"] = tree.key(key)
     return full
+
+
+def _apart(tree: Tree, key: str) -> Tree | None:
+    """{name, options} of `x: {name: y, opt: v}`, whose options hold a name of their own; None for any other form."""
+    if not isinstance(tree.value, dict) or len(tree.value) != 1 or key in tree.value:
+        return None
+    (name, options), = tree.items()
+    if not isinstance(options.value, dict) or key not in options.value:
+        return None
+    place = tree.key(name)
+    return mapping(place, name=Tree(name, place), options=options)
 
 
 def _choices(tree: Tree, source: Source, what: str) -> Tree:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pydantic
 
 from dagrow.errors import nearest
+from dagrow.registry import Misfit
 from dagrow.spec.tree import MOST_PROBLEMS, Path
 
 # Comparing with more names than these takes long, and a spec that has them is no spec.
@@ -83,7 +84,10 @@ def _phrase(found: Mapping, owner: str, fields: Callable[[Path], Iterable[str]])
         choices = [part.strip("' ") for part in expected.replace(" or ", ", ").split(",")]
         return path, f"{name!r} is one of {', '.join(choices)}, not {shown(value)}", did_you_mean(value, choices, ""), False
     if kind == "value_error":
-        return path, f"{name!r}: {context.get('error', found['msg'])}", None, False
+        error = context.get("error", found["msg"])
+        if isinstance(error, Misfit):
+            return path, str(error), error.fix, error.key
+        return path, f"{name!r}: {error}", None, False
     message = found["msg"]
     return path, f"{name!r}: {message[:1].lower()}{message[1:]}, not {shown(value)}", None, False
 

@@ -45,6 +45,8 @@ class Named(Options):
     options: dict[str, Any] = {}
 
     def to_plain(self, key: str = "name"):
+        if key in self.options:
+            return {self.name: dict(self.options)}
         return {key: self.name, **self.options} if self.options else self.name
 
 
