@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dagrow.edits.steady import copies_of, keeps
+from dagrow.edits.steady import keeps, parts_of
 from dagrow.graph import Architecture, Refusal, Rewrite, resize
 from dagrow.graph.axes import Axis
 from dagrow.measure import Pass, Proposal
@@ -70,21 +70,11 @@ def divided(arch: Architecture, axis: str, index: Sequence[int], share: Shared, 
         for move in made.moves:
             if (move.param, move.axis) in slots:
                 value = found.get(move.param, new[move.param])
-                parts = _parts(move.index, uneven).to(value.device, value.dtype)
+                parts = parts_of(move.index, uneven).to(value.device, value.dtype)
                 found[move.param] = value * parts.view([-1 if k == move.axis else 1 for k in range(value.dim())])
         return found
 
     return Rewrite(made.arch, made.moves, None, settle)
-
-
-def _parts(index: Sequence[int], uneven: float) -> Tensor:
-    """What each copy has of the whole: they add up to 1."""
-    count, seen = copies_of(index), {}
-    turn = torch.zeros(len(index), dtype=torch.float64)
-    for k, old in enumerate(index):
-        turn[k] = seen[old] = seen.get(old, -1) + 1
-    tilt = torch.where(count > 1, 2 * turn / (count - 1).clamp(min=1) - 1, 0.0)
-    return (1 + uneven * tilt) / count
 
 
 def places_of(arch: Architecture, axis: str, node: str, dim: int) -> np.ndarray:

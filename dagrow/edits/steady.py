@@ -1,7 +1,7 @@
 """More units on any axis, at weights where the network computes what it did: also where units are normalised together.
 
 A layer norm gives its old outputs when newborns carry the mean of the old units, its scale is multiplied by sqrt(C / C')
-and its eps by C / C'; a softmax when a unit is cloned and each copy's logit is less by the log of their number. Each op says
+and its eps by C / C'; a softmax when a unit is cloned and the logit of each copy gains the log of its share. Each op says
 what it needs (Op.steady); the rewrite that follows from it is run once on random values before it is claimed.
 """
 
@@ -27,6 +27,8 @@ from dagrow.rng import stream
 
 # In double precision, on random values: what differs by less computes the same.
 SAME = 1e-11
+# Clones that are mixed have (1 ± this) / 2 of what one had.
+UNEVEN = 0.2
 Values = Mapping[str, Tensor]
 
 
@@ -53,7 +55,7 @@ def _steadied(arch: Architecture, axis: Axis, plain: Rewrite, units: int) -> Rew
     needs: dict[str, Steady] = {}
     for name in axis.mixes:
         node, wide = plain.arch.nodes[name], plain.arch.shapes
-        need = node.rule.steady(node.attrs, arch.shapes[node.inputs[0]], wide[node.inputs[0]])
+        need = node.rule.steady(arch.nodes[name].attrs, node.attrs, arch.shapes[node.inputs[0]], wide[node.inputs[0]])
         if need is None:
             return None
         needs[name] = need
@@ -119,7 +121,7 @@ def _behind(arch: Architecture, axis: Axis, reader: str, mixing: set[str]) -> bo
 
 
 def _copied(arch: Architecture, axis: Axis, rewrite: Rewrite, needs: Mapping[str, Steady]):
-    """Clones everywhere; each copy's logit is less by the log of their number."""
+    """Clones everywhere; the logit of each copy gains the log of its share."""
     names = arch.formed.locals
     logits = {names[n][local] for n in needs for local in needs[n].logits}
     if not all(need.logits for need in needs.values()):
@@ -129,17 +131,25 @@ def _copied(arch: Architecture, axis: Axis, rewrite: Rewrite, needs: Mapping[str
         found: dict[str, Tensor] = {}
         for move in rewrite.moves:
             if move.param in logits:
-                less = copies_of(move.index).log().to(made[move.param])
-                found[move.param] = made[move.param] - less.view([-1 if k == move.axis else 1 for k in range(made[move.param].dim())])
+                more = parts_of(move.index, UNEVEN).log().to(made[move.param])
+                found[move.param] = made[move.param] + more.view([-1 if k == move.axis else 1 for k in range(made[move.param].dim())])
         return found
 
     return settle
 
 
-def copies_of(index: Sequence[int]) -> Tensor:
-    """How many new indices come from the same old one: [len(index)], fp64; 1 for a newborn."""
-    count = Counter(index)
-    return torch.tensor([1.0 if old < 0 else float(count[old]) for old in index], dtype=torch.float64)
+def parts_of(index: Sequence[int], uneven: float = 0.0) -> Tensor:
+    """What each new index has of the whole that those from the same old one share, 1 for a newborn: [len(index)], fp64.
+
+    With `uneven` clones have more or less than equal parts: those with equal ones learn the same.
+    """
+    count, seen, turn = Counter(index), {}, []
+    for old in index:
+        seen[old] = seen.get(old, -1) + 1
+        turn.append(seen[old] if old >= 0 else 0)
+    size = torch.tensor([1.0 if old < 0 else float(count[old]) for old in index], dtype=torch.float64)
+    tilt = torch.where(size > 1, 2 * torch.tensor(turn, dtype=torch.float64) / (size - 1).clamp(min=1) - 1, 0.0)
+    return (1 + uneven * tilt) / size
 
 
 def keeps(arch: Architecture, rewrite: Rewrite) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pydantic
+from torch import Tensor
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
+from dagrow.edits.steady import grown
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.graph.axes import Axis
 from dagrow.measure.features import grouped
-from dagrow.measure.sites import Site, Units
+from dagrow.measure.sites import Recast, Site, Units
 from dagrow.scores import Proposal
 
 Count = pydantic.conint(strict=True, ge=1, le=4096)
@@ -18,21 +20,33 @@ Count = pydantic.conint(strict=True, ge=1, le=4096)
 
 @REGISTRY.register("widen")
 class Widen(Edit):
-    """Adds units to an axis: rows where it is written, columns where it is read, and all that is coupled to it."""
+    """Adds units to an axis: rows where it is written, columns where it is read, and all that is coupled to it.
+
+    Units, channels, features of tokens, heads and their width, groups, experts. Where units are only written and read, new ones
+    are pointed by derivatives. Where they are gated, multiplied or normalised with one another each takes a trial, from
+    weights at which the function is what it was, if there are such: so for residual streams under layer norms, and experts.
+    """
+
+    undone_by = "prune"
+    examples = ({"units": (1, 3)},)
 
     class Options(EditOptions):
-        units: tuple[Count, ...] | Count = pydantic.Field(4, description="units to add at once; a list offers each")
+        """`where` is matched against the nodes that write the axis, and its name."""
+
+        units: tuple[Count, ...] | Count = pydantic.Field(4, description="units to add at once (heads, groups, experts: no more than there are); a list offers each")
         max: Count | None = pydantic.Field(None, description="the most units an axis may have")
 
     @staticmethod
     def match(arch: Architecture, options) -> Iterator[Site]:
         for axis in arch.axes.values():
-            form = units_of(arch, axis)
-            if form is None or not options.covers(*form.writers):
-                continue
-            room = (options.max or 2**20) - axis.size
+            form, room = units_of(arch, axis), (options.max or 2**20) - axis.size
+            if form is None:
+                form, room = _as_it_is(arch, axis), min(room, axis.size)
+                covered = options.covers(axis.id, *(u.node for u in axis.writes))
+            else:
+                covered = options.covers(*form.writers)
             units = sorted({min(u, room) for u in numbers(options.units)} - {0})
-            if room > 0:
+            if covered and form is not None and room > 0:
                 yield Site("widen", axis.id, form, tuple(units), (axis.id, axis.size))
 
     @classmethod
@@ -43,7 +57,25 @@ class Widen(Edit):
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
         axis, size = site.detail
+        if site.form.settles:
+            return grown(arch, axis, proposal.units)
         return resize(arch, {axis: (*range(size), *(-1,) * proposal.units)})
+
+    @staticmethod
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, Proposal] | None:
+        made = Widen.rewrite(arch, site, proposal)
+        if isinstance(made, Refusal) or made.settle is not None:
+            return None  # what a layer norm's scale was is known up to rounding
+        return site.where, Proposal(units=proposal.units, keep=tuple(range(site.detail[1])))
+
+
+def _as_it_is(arch: Architecture, axis: Axis) -> Recast | None:
+    """The axis where no linear score applies to it; None where it cannot grow."""
+    if isinstance(grown(arch, axis.id, 1), Refusal):
+        return None
+    ways = (("normalised together", axis.mixes), ("multiplied with others", axis.bilinear), ("gated", axis.gates))
+    how = next((f"{way} by {nodes[0]}" for way, nodes in ways if nodes), "not only written and read by linear layers")
+    return Recast(arch, True, lambda proposal: grown(arch, axis.id, proposal.units), f"its units are {how}")
 
 
 def numbers(units: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -61,7 +93,7 @@ def units_of(arch: Architecture, axis: Axis) -> Units | None:
 def _units_of(arch: Architecture, axis: Axis) -> Units | None:
     if axis.bilinear or axis.gates or axis.mixes:
         return None
-    writers, readers = _affine(arch, axis.writes), _affine(arch, axis.reads)
+    writers, readers = affine_users(arch, axis.writes), affine_users(arch, axis.reads)
     if any(len(arch.derived.owners[s.param]) > 1 for s in axis.slots):
         return None  # what writes them here reads or writes something else there
     if not writers or not readers or any(sorted(arch.derived.units(axis.id, f"{w}.weight", 0)) != [*range(axis.size)] for w in writers):
@@ -73,7 +105,7 @@ def _units_of(arch: Architecture, axis: Axis) -> Units | None:
     return Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers, axis.id)
 
 
-def _affine(arch: Architecture, uses) -> tuple[str, ...]:
+def affine_users(arch: Architecture, uses) -> tuple[str, ...]:
     """The nodes of these uses in topological order; none of them where one is not affine: what it does to a new unit is not solved for."""
     found = {u.node for u in uses}
     if any(arch.nodes[n].rule.role != "affine" for n in found):

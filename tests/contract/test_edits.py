@@ -43,7 +43,8 @@ def with_branches(seed: int) -> Architecture:
 @each_edit
 def test_it_matches_somewhere(kind):
     """A new edit needs a network that it applies to."""
-    assert any(sites_of(arch, kind) for arch in [*NETWORKS.values(), *map(with_branches, range(12))])
+    every = ({}, *REGISTRY.get(kind).examples)
+    assert any(sites_of(arch, kind, **given) for arch in [*NETWORKS.values(), *map(with_branches, range(12))] for given in every)
 
 
 @each_edit
