@@ -30,10 +30,10 @@ def rows(arch: Architecture, seed: int = 0, count: int = 16) -> dict[str, Tensor
     """Random rows for every input; whole numbers below the vocabulary where one reads them."""
     generator = torch.Generator().manual_seed(seed)
     made = {n: torch.randn((count, *arch.shapes[n]), generator=generator, dtype=torch.float64) for n in arch.inputs}
-    for name in made:
+    for name, values in made.items():
         words = [v for reader in arch.consumers[name] if (v := getattr(arch.nodes[reader].attrs, "vocabulary", None))]
         if words:
-            made[name] = torch.randint(min(words), made[name].shape, generator=generator).double()
+            made[name] = torch.randint(min(words), values.shape, generator=generator).double()
     return made
 
 

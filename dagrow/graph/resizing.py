@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from dagrow.errors import GraphError, nearest
 from dagrow.graph.architecture import Architecture
 from dagrow.graph.axes import Axis, Derived, Table
+from dagrow.graph.node import Node
 
 MOST = 2**20
 
@@ -179,14 +181,27 @@ def _size(table: Table, old: Sequence[int], new: Mapping[int, int]) -> int:
     """How many indices a label has once the axes have their new sizes."""
     total = 0
     for axes, count in table.groups:
-        total += count // math.prod(old[a] for a in axes) * math.prod(new.get(a, old[a]) for a in axes)
+        total += count * math.prod(new.get(a, old[a]) for a in axes) // math.prod(old[a] for a in axes)
     return total
+
+
+def _torn(derived: Derived, old: Sequence[int], new: Mapping[int, int]) -> Refusal | None:
+    """A refusal where some of the units of an axis of another size were cut off: how many there would be is not known."""
+    resized = {a for a, size in new.items() if size != old[a]}
+    for (name, k), table in (*derived.tables.items(), *derived.outputs.items()):
+        for axes, count in table.groups:
+            if not resized.isdisjoint(axes) and count % math.prod(old[a] for a in axes):
+                return Refusal(f"dimension {k} of {name} has some of the units only", (name,) if name in derived.shapes else derived.owners[name])
+    return None
 
 
 def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refusal:
     """The same nodes with the attributes that follow from new sizes of axes."""
     derived = arch.derived
     old = [axis.size for axis in derived.axes.values()]
+    torn = _torn(derived, old, new)
+    if torn is not None:
+        return torn
     params: dict[str, tuple[int, ...]] = {**derived.params, **derived.buffers}
     shapes = dict(derived.shapes)
     touched: set[str] = set()
@@ -206,7 +221,8 @@ def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refus
         local = derived.locals[name]
         if touched.isdisjoint(local.values()) and touched.isdisjoint(node.inputs):
             continue
-        attrs = node.rule.resize(node.attrs, {k: params[full] for k, full in local.items()}, shapes[name], *(shapes[i] for i in node.inputs))
+        attrs = _regrouped(derived, node, old, new)
+        attrs = node.rule.resize(attrs, {k: params[full] for k, full in local.items()}, shapes[name], *(shapes[i] for i in node.inputs))
         if attrs != node.attrs:
             nodes[name] = type(node)(node.op, node.inputs, attrs, node.tied)
     try:
@@ -220,6 +236,32 @@ def _rebuild(arch: Architecture, new: Mapping[int, int]) -> Architecture | Refus
     except GraphError as error:
         return Refusal(error.message, (error.node,) if error.node else ())
     return made
+
+
+def _regrouped(derived: Derived, node: Node, old: Sequence[int], new: Mapping[int, int]) -> object:
+    """The node's attributes with its `grids` as the new sizes have them, and what is to stay as it is written out."""
+    rule, found = node.rule, {}
+    for attribute, (place, dim) in rule.grids.items():
+        source = node.inputs[place]
+        table = derived.outputs.get((source, dim % (len(derived.shapes[source]) + 1)))
+        if table is not None and not table.axes.isdisjoint(new):
+            found[attribute] = _size(_major(table, getattr(node.attrs, attribute), old), old, new)
+    attrs = rule.pinned(node.attrs, *(derived.shapes[i] for i in node.inputs))
+    return attrs.model_copy(update=found) if found else attrs
+
+
+def _major(table: Table, rows: int, old: Sequence[int]) -> Table:
+    """What is left of a label laid out in `rows` equal parts when each is one index: the axes that stay the same within a part."""
+    laid = table.codes.reshape(rows, -1, table.codes.shape[1])
+    kept = laid[:, 0].copy()
+    for a in table.axes:
+        mine = np.where(laid >> 32 == a, laid, -1).max(2)
+        # Of two axes side by side the last is that within the parts, also where these have one index.
+        last = laid.shape[1] == 1 and old[a] == 1 and len(table.axes) > 1 and bool((laid[:, 0, -1] >> 32 == a).all())
+        if last or (mine != mine[:, :1]).any():
+            kept[kept >> 32 == a] = -1
+    counted = Counter(tuple(int(c) >> 32 for c in row if c >= 0) for row in kept.tolist())
+    return Table(kept, tuple(counted.items()))
 
 
 def _compare(old: Derived, new: Derived, wanted: Mapping[str, Sequence[int]]) -> Refusal | None:
@@ -258,6 +300,15 @@ def _place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray
     size = len(old.codes)
     times = np.concatenate([_occurrence(where[:size]), _occurrence(_codes(new.codes)[1])])
     key = where * (len(where) + 1) + times
+    # Nothing that stays may be lost: each old index is wanted as often as its units are.
+    wanted = np.ones(size, np.int64)
+    for a, index in keep.items():
+        mine = (old.codes >= 0) & (old.codes >> 32 == a)
+        units = old.codes & 0xFFFFFFFF
+        times_each = np.bincount(index[index >= 0], minlength=int(units[mine].max(initial=0)) + 1)
+        wanted *= np.where(mine, times_each[np.where(mine, units, 0)], 1).prod(1)
+    if wanted.sum() != len(born) - born.sum():
+        return None
     order = np.argsort(key[:size])
     at = np.searchsorted(key[:size], key[size:], sorter=order).clip(max=size - 1)
     index = order[at]
