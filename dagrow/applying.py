@@ -11,6 +11,7 @@ from torch import Tensor
 from dagrow.compiler import initialise
 from dagrow.data import Fold
 from dagrow.graph import Architecture, Refusal, Rewrite, transfer
+from dagrow.inputs import by_name
 from dagrow.measure.passes import materialise
 from dagrow.measure.recasts import carried
 from dagrow.measure.sites import Site
@@ -187,12 +188,11 @@ def _normed(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, keep:
     if not norms:
         return weights
     modules = materialise(arch, weights)
-    values: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = by_name(arch.inputs, fold.x)
     with torch.no_grad():
         for name in arch.order:
             node = arch.nodes[name]
             if node.op == "input":
-                values[name] = fold.x
                 continue
             if name in norms:
                 fixed = _fixed(values[node.inputs[0]], {k: weights[f"{name}.{k}"] for k in NORM}, node.attrs.eps)

@@ -17,6 +17,7 @@ from dagrow import losses
 from dagrow.data import Fold
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, run
+from dagrow.inputs import by_name
 from dagrow.measure.kept import Values, read_by_affine
 from dagrow.measure.parents import affine_nodes
 from dagrow.measure.passes import Pass, materialise
@@ -90,13 +91,12 @@ def _observed(
     variance: float | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """(values that are kept, v, probe) of some rows, with that residual variance, or their own."""
-    values: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = by_name(arch.inputs, fold.x)
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
         for name in arch.order:
             node = arch.nodes[name]
             if node.op == "input":
-                values[name] = fold.x
                 continue
             made = modules[name](*(values[i] for i in node.inputs))
             if node.rule.role == "affine":
@@ -155,7 +155,7 @@ def measure(
     train = subsample(train, affordable_rows(arch, rows), seed, *path, "rows")
     held = subsample(held, affordable_rows(arch, rows, 0.5), seed, *path, "held")
     with torch.no_grad():
-        values = run(arch.nodes, arch.order, materialise(arch, weights), {i: held.x for i in arch.inputs})
+        values = run(arch.nodes, arch.order, materialise(arch, weights), by_name(arch.inputs, held.x))
         beta = loss.calibrate(values[arch.outputs[0]], held.y)
     return Evidence(
         arch, weights,
@@ -169,7 +169,7 @@ def glance(arch: Architecture, weights: Mapping[str, Tensor], fold: Fold, loss: 
     """One forward over `fold`, in eval mode: a pass without gradients."""
     modules = materialise(arch, weights)
     with torch.no_grad():
-        values = run(arch.nodes, arch.order, modules, {i: fold.x for i in arch.inputs})
+        values = run(arch.nodes, arch.order, modules, by_name(arch.inputs, fold.x))
     values = Values(arch, modules, {n: values[n] for n in read_by_affine(arch)})
     return Pass(arch, weights, values, {}, {}, float(loss.nats(values[arch.outputs[0]], fold.y)), {"modules": modules}, fold.y, loss)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dagrow.compiler import prefixed_name
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, build, run
+from dagrow.inputs import by_name, scored
 from dagrow.losses import Loss
 from dagrow.measure.evidence import FLOOR, affordable_rows
 from dagrow.measure.parents import affine_nodes
@@ -71,10 +72,10 @@ class Gathering:
         """model(x), by the same ops in the same order; of a step in the window what is inside is kept."""
         rows = self.shares.get(step)
         if rows is None:
-            return model(x)
+            return scored(model, x)
         arch = self.arch
         self._modules = self._modules or _modules(arch, model)
-        values = run(arch.nodes, arch.order, self._modules, {arch.inputs[0]: x})
+        values = run(arch.nodes, arch.order, self._modules, by_name(arch.inputs, x))
         out, zs = values[arch.outputs[0]], {n: values[n] for n in (*affine_nodes(arch), arch.outputs[0])}
         probe = torch.zeros_like(out)
         # The fold's residual variance is known when all its rows are: both cotangents are linear in what stands for it.

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from dagrow.errors import UsageError
+from dagrow.inputs import Inputs, scored
 from dagrow.losses import Loss
 from dagrow.rng import stream, torch_seeded
 from dagrow.train.session import Session
 
 
 class Rows(Protocol):
-    """A fold of data: inputs [n, ...] and targets [n] or [n, outputs]."""
+    """A fold of data: inputs [n, ...] (several: Inputs) and targets [n] or [n, outputs]."""
 
-    x: Tensor
+    x: Tensor | Inputs
     y: Tensor
 
 
@@ -78,7 +79,7 @@ def train_epoch(
             chosen = order[step * batch : (step + 1) * batch]
             session.zero_grads()
             x, y = fold.x.index_select(0, chosen), fold.y.index_select(0, chosen)
-            out = model(x) if observer is None else observer.forward(model, step, x, y)
+            out = scored(model, x) if observer is None else observer.forward(model, step, x, y)
             value = loss.mean(out, y)
             value.backward()
             if clip is not None:
