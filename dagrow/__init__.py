@@ -2,7 +2,7 @@
 
 >>> import dagrow
 >>> sorted(name for name in dir(dagrow) if not name.startswith("_"))
-['Architecture', 'Node', 'load', 'resize', 'resume', 'score', 'search']
+['Architecture', 'Grower', 'Node', 'load', 'resize', 'resume', 'score', 'search']
 
 Everything is loaded when it is first used: importing dagrow does not import torch.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
-    "Architecture": "dagrow.report", "Node": "dagrow.graph", "resize": "dagrow.graph",
+    "Architecture": "dagrow.report", "Grower": "dagrow.grower", "Node": "dagrow.graph", "resize": "dagrow.graph",
     "load": "dagrow.api", "resume": "dagrow.api", "score": "dagrow.api", "search": "dagrow.api",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0604

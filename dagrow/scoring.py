@@ -16,10 +16,11 @@ from dagrow.growth import Search
 from dagrow.losses import Loss
 from dagrow.measure import Pass
 from dagrow.propose import Scored
+from dagrow.racing import Raced
 from dagrow.select import Candidate, trial_of
 from dagrow.standing import Network, Plan
 from dagrow.train import outputs
-from dagrow.trials import Measured
+from dagrow.trials import Bench, Measured
 
 # What is worth doing first; verdicts that are not named come before what cannot be done.
 FIRST, LAST = ("grow",), ("noise", "shrink", "too dear", "unsupported")
@@ -117,19 +118,28 @@ def scored(
     verify = plan.spec.score.verify if verify is None else verify
     work = Search.standing(plan, network, step, seen)
     raced = work.raced(price_first=False, tried=verify)
-    found, network = raced.scored, work.network  # with the batch-norm statistics that it was scored with
-    bench, full = work.bench(found), found[1 : found.valued]
+    network = work.network  # with the batch-norm statistics that it was scored with
+    return table(
+        raced, work.bench(raced.scored), top=top, verify=verify, alpha=plan.spec.score.alpha, held_rows=min(len(plan.data.val.x), plan.spec.score.rows),
+        losses=(work.evaluate(network, "train")["loss"], work.evaluate(network, "val")["loss"]),
+    )
+
+
+def table(raced: Raced, bench: Bench, *, top: int | None, verify: int, alpha: float, held_rows: int, losses: tuple[float, float]) -> Scores:
+    """The candidates found, at most `top` of them, the best `verify` tried on `bench`. losses: on training and held-out rows."""
+    found = raced.scored
+    full = found[1 : found.valued]
     heads = _heads(full)
     shown = sorted(full, key=lambda s: _rank(s.candidate.verdict))[:top]
     shown += found[found.valued : None if top is None else found.valued + top - len(shown)]
     able = [s.candidate for s in shown if s.part is not None and s.candidate.verdict != "too dear"]
     tried = {c.index: bench.make(trial_of(c, 0)) for c in able[:verify]}
-    paired = _Paired(plan.recipe.loss, bench.rows, network.arch, network.weights)
+    paired = _Paired(bench.recipe.loss, bench.rows, bench.arch, bench.weights)
     return Scores(
         found=[_row(s, tried.get(s.candidate.index), heads.get(s.candidate.key), raced.bar, paired) for s in shown],
-        rows=raced.rows, rows_needed=raced.rows_needed, held_rows=min(len(plan.data.val.x), plan.spec.score.rows), alpha=plan.spec.score.alpha,
+        rows=raced.rows, rows_needed=raced.rows_needed, held_rows=held_rows, alpha=alpha,
         bar=raced.bar, sites=found.tested, signal=sum(c.verdict == "grow" for c in heads.values()),
-        train_loss=work.evaluate(network, "train")["loss"], val_loss=work.evaluate(network, "val")["loss"], candidates=len(found) - 1,
+        train_loss=losses[0], val_loss=losses[1], candidates=len(found) - 1,
     )  # fmt: skip
 
 
@@ -190,4 +200,4 @@ def _judged(c: Candidate, head: Candidate, bar: float) -> str:
     return ("" if head is c else f"judged at +{head.units}: ") + f"z {head.z:.{digits}f} {'>' if head.z > bar else '<'} {bar:.{digits}f}"
 
 
-__all__ = ["Row", "Scores", "scored"]
+__all__ = ["Row", "Scores", "scored", "table"]
