@@ -36,7 +36,7 @@ class Merge(Edit):
     def match(arch: Architecture, options) -> Iterator[Site]:
         for axis in arch.axes.values():
             share = shared(arch, axis)
-            if share is None or not options.covers(axis.id, *(u.node for u in axis.writes)):
+            if share is None or None in share.carriers or not options.covers(axis.id, *(u.node for u in axis.writes)):
                 continue
             units = tuple(sorted({u for u in numbers(options.units) if u <= axis.size - options.min}))
             if units:

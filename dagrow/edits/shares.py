@@ -20,10 +20,10 @@ CELLS = 4096  # rows and positions on which units are compared
 @dataclass(frozen=True)
 class Shared:
     """Where the units of an axis are added up: `slots`, the (parameter, axis) by which one unit's part is scaled, and for each
-    the (node, dimension of its output) that carries the units it scales."""
+    the (node, dimension of its output) that carries the units it scales; None where no node does, as within an expert."""
 
     slots: tuple[tuple[str, int], ...]
-    carriers: tuple[tuple[str, int], ...]
+    carriers: tuple[tuple[str, int] | None, ...]
 
 
 def shared(arch: Architecture, axis: Axis) -> Shared | None:
@@ -38,13 +38,13 @@ def _shared(arch: Architecture, axis: Axis) -> Shared | None:
     if axis.mixes:
         return None
     if not axis.bilinear:
-        found = [((u.param, u.axis), (i, u.dim)) for u in axis.reads for i in arch.nodes[u.node].inputs if (i, u.dim) in arch.derived.outputs]
-        carried = dict(found)
-        if not axis.reads or {(u.param, u.axis) for u in axis.reads} != set(carried):
-            return None
-        if {(u.param, u.axis) for u in (*axis.writes, *axis.follows)} & set(carried):
+        carried: dict[tuple[str, int], tuple[str, int] | None] = {}
+        for u in axis.reads:
+            carried[u.param, u.axis] = next(((i, u.dim) for i in arch.nodes[u.node].inputs if _carries(arch, axis.id, i, u.dim)), None)
+        if not carried or {(u.param, u.axis) for u in (*axis.writes, *axis.follows)} & set(carried):
             return None  # a tied weight: what divides the reads would divide the units
-        return Shared(tuple(carried), tuple(carried.values()))
+        made = Shared(tuple(carried), tuple(carried.values()))
+        return made if None not in made.carriers or _exact(arch, axis, made) else None
     # One side of the product is divided, the other compared.
     nodes = list(dict.fromkeys(u.node for u in axis.writes))
     if axis.reads or len(nodes) != 2:
@@ -54,8 +54,16 @@ def _shared(arch: Architecture, axis: Axis) -> Shared | None:
     if dim is None or not slots:
         return None
     made = Shared(slots, ((nodes[1], dim),) * len(slots))
-    rewrite = divided(arch, axis.id, (*range(axis.size), 0), made)  # what lies between a side and the product may not be linear
-    return made if isinstance(rewrite, Rewrite) and keeps(arch, rewrite) else None
+    return made if _exact(arch, axis, made) else None  # what lies between a side and the product may not be linear
+
+
+def _exact(arch: Architecture, axis: Axis, share: Shared) -> bool:
+    rewrite = divided(arch, axis.id, (*range(axis.size), 0), share)
+    return isinstance(rewrite, Rewrite) and keeps(arch, rewrite)
+
+
+def _carries(arch: Architecture, axis: str, node: str, dim: int | None) -> bool:
+    return (node, dim) in arch.derived.outputs and arch.derived.number(axis) in arch.derived.outputs[node, dim].axes
 
 
 def divided(arch: Architecture, axis: str, index: Sequence[int], share: Shared, uneven: float = 0.0) -> Rewrite | Refusal:

@@ -86,7 +86,7 @@ def _plan(axis: str, share: Shared, seen: Pass, units: int) -> Proposal:
     for slot, carrier in zip(share.slots, share.carriers, strict=True):
         weight = seen.weights[slot[0]].double().movedim(slot[1], 0)
         size = torch.stack([weight[there].norm() for there in columns_of(arch, found, slot)])
-        h = activations(seen, found, *carrier)
+        h = None if carrier is None else activations(seen, found, *carrier)
         does += size * (1.0 if h is None else h.std(1))
     most = torch.argsort(-torch.nan_to_num(does), stable=True)[:units].tolist()
     return Proposal(units=units, keep=(*range(found.size), *sorted(most)))
