@@ -10,15 +10,15 @@ from functools import cached_property
 
 import numpy as np
 
-from dagrow.graph import moves
+from dagrow.graph import mixing
 from dagrow.graph.collecting import uncollected
 from dagrow.graph.labels import Label
 from dagrow.graph.node import Node
 from dagrow.graph.trace import Mark, Trace
 
 Shape = tuple[int, ...]
-# Importing `moves` has added its rules.
-FIND = moves.find
+# Importing `mixing` has added all rules.
+FIND = mixing.find
 _CACHE: OrderedDict[str, Derived] = OrderedDict()
 _CACHE_SIZE = 512
 _LOCK = threading.Lock()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dagrow.errors import GraphError
-from dagrow.graph import moves
+from dagrow.graph import mixing
 from dagrow.graph.node import Node, Recent
 from dagrow.graph.trace import BATCH, Labelled, Recipe, Trace, recipe
 
@@ -63,7 +63,7 @@ def _macs(node: Node, made: Recipe, inputs: list[Shape]) -> int:
     """Of one node: those of its form, whatever its inputs mean."""
     key = (node.rule, node.attrs, *inputs)
     if key not in _MACS:
-        trace = Trace(moves.find)
+        trace = Trace(mixing.find)
         trace.alone(Node(node.op, node.inputs, node.attrs), made, [Labelled((BATCH, *s), (None,) * (len(s) + 1)) for s in inputs])
-        _MACS.put(key, trace.macs[""])
+        _MACS.put(key, node.rule.macs(node.attrs, trace.macs[""], *inputs))
     return _MACS[key]

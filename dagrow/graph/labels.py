@@ -198,6 +198,23 @@ class Cells:
             found[k] = part
         return found
 
+    def grid(self, label: Label, grid: tuple[int, int]) -> list[Label]:
+        """`split` where the op itself says that there are rows and columns: one row, or one column, is an axis of size one."""
+        if label is None or 1 not in grid:
+            return self.split(label, grid)
+        cells = self.find(label)
+        if not self._composite[cells].any():
+            if cells.all() and len(np.unique(cells)) == len(cells):
+                made = [self.fresh(n) for n in grid]
+                self._composite[cells] = True
+                self.parts.update((c, (int(made[0][k // grid[1]]), int(made[1][k % grid[1]]))) for k, c in enumerate(cells.tolist()))
+                return made
+        else:
+            factors = self._factors(cells)
+            if factors is not None and [len(f) for f in factors] == list(grid):
+                return factors
+        return self.split(label, grid)
+
     def _split(self, cells: np.ndarray) -> list[Label]:
         """`split` for a grid of found cells that varies along each of its axes."""
         if cells.ndim == 1:

@@ -25,7 +25,7 @@ def view(trace: Trace, outs, func, x, *args, **kwargs):
     i = j = 0
     while j < len(target):
         one = i < len(source) and source[i] == 1
-        if target[j] == 1 and not one:
+        if target[j] == 1 and not one and not (j + 1 < len(target) and i < len(source) and source[i] == target[j + 1] and _constant(trace, x.labels[i])):
             found.append(None)
             j += 1
             continue
@@ -37,6 +37,8 @@ def view(trace: Trace, outs, func, x, *args, **kwargs):
         if i < len(source):
             have, i = source[i], i + 1
         want, j = target[j], j + 1
+        if want == 1 and have > 1:
+            want, j = target[j], j + 1
         while have != want and (have < want and i < len(source) or want < have and j < len(target)):
             if have < want:
                 have, i = have * source[i], i + 1
@@ -47,6 +49,14 @@ def view(trace: Trace, outs, func, x, *args, **kwargs):
         merged = x.labels[start] if i == start + 1 else trace.cells.merge(x.labels[start:i], source[start:i])
         found += [merged] if j == first + 1 else trace.cells.split(merged, target[first:j])
     return [tuple(found)]
+
+
+def _constant(trace: Trace, label: Label) -> bool:
+    """Whether all indices belong to the one unit of an axis of size one, which was flattened with this one."""
+    if label is None:
+        return False
+    cells = trace.cells.find(label)
+    return bool(cells[0]) and bool((cells == cells[0]).all())
 
 
 @rule("t", "transpose", "permute", "movedim", "swapaxes", "numpy_T")
@@ -120,8 +130,18 @@ def pad(trace: Trace, outs, func, x, amounts, value=0):
     return [tuple(labels)]
 
 
+@rule("unfold")
+def unfold(trace: Trace, outs, func, x, dim, size, step):
+    """Windows side by side are a grid, also where there is but one, or each has one index."""
+    dim %= len(x.shape)
+    if size != step or not size or x.shape[dim] % size:
+        return move(trace, outs, func, x, dim, size, step)
+    rows, columns = trace.cells.grid(x.labels[dim], (x.shape[dim] // size, size))
+    return [(*_put(x.labels, dim, rows)[: dim + 1], *x.labels[dim + 1 :], columns)]
+
+
 @rule(
-    "select", "slice", "split", "split_with_sizes", "unbind", "flip", "roll", "narrow", "pixel_shuffle", "pixel_unshuffle", "unfold",
+    "select", "slice", "split", "split_with_sizes", "unbind", "flip", "roll", "narrow", "pixel_shuffle", "pixel_unshuffle",
     "diagonal", "channel_shuffle", "repeat",
 )  # fmt: skip
 def move(trace: Trace, outs, func, x, *args, **kwargs):

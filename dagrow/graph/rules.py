@@ -102,7 +102,7 @@ def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...
         contracted = letter not in made
         for x, label in held:
             if x.leaf:
-                trace.mark_slots("reads" if contracted else "writes", label)
+                trace.mark_slots("reads" if contracted else "writes", label, x)
         if contracted and not leaf:
             trace.mark("bilinear", labels[letter])
     trace.count(math.prod(sizes.values()), all(x.leaf for _, x in factors))
@@ -127,8 +127,8 @@ def convolution(trace: Trace, outs, func, x, w, b, stride, padding, dilation, tr
     if groups == 1:
         cells.unify(channels, weight_in)
         if channels is not None:
-            trace.mark_slots("reads", weight_in)
-        trace.mark_slots("writes", weight_out)
+            trace.mark_slots("reads", weight_in, w)
+        trace.mark_slots("writes", weight_out, w)
         made = weight_out
     elif transposed:
         for label in (channels, weight_in, weight_out):
@@ -187,13 +187,15 @@ def _over_space(trace: Trace, outs, x: Labelled, space: int):
     return [(*x.labels[:-space], *[None] * space)] * len(outs)
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm")
+@rule("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm", "prod", "any", "all", "nansum")
 def reduce(trace: Trace, outs, func, x, *args, **kwargs):
     """What is reduced is mixed: a newborn on that axis changes the result."""
     dims = next((a for a in [*args, *kwargs.values()] if isinstance(a, list)), None) or range(len(x.shape))
+    if base(func) in ("prod", "any", "all") and args and isinstance(args[0], int):
+        dims = [args[0]]
     dims = {d % len(x.shape) for d in dims} if x.shape else set()
     for d in dims:
         trace.mark("mixes", x.labels[d])
     if len(outs[0]) == len(x.shape):
-        return [tuple(None if k in dims else label for k, label in enumerate(x.labels))]
-    return [tuple(label for k, label in enumerate(x.labels) if k not in dims)]
+        return [tuple(None if k in dims else label for k, label in enumerate(x.labels))] * len(outs)
+    return [tuple(label for k, label in enumerate(x.labels) if k not in dims)] * len(outs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,13 +30,14 @@ class Ref(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One aten op with `Ref` for tensors, and the references and shapes of its outputs."""
+    """One aten op with `Ref` for tensors; the references and shapes of its outputs, and which of these anything reads."""
 
     func: Callable
     args: list
     kwargs: dict
     outs: tuple[int, ...]
     shapes: list[Shape]
+    read: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ class _Recorder(TorchDispatchMode):
             made = apply(node, name, module, inputs)
         if not isinstance(made, Tensor) or not made.dim() or made.shape[0] != BATCH:
             raise GraphError(f"{name!r}: {node.op} does not make one tensor with the batch first", node=name)
-        return Recipe(tuple(leaves), self.consts, tuple(self.steps), self.ref(made).number, tuple(made.shape))
+        out = self.ref(made).number
+        read = {out, *(number for step in self.steps for number in _numbers([step.args, *step.kwargs.values()]))}
+        steps = tuple(step._replace(read=tuple(n in read for n in step.outs)) for step in self.steps)
+        return Recipe(tuple(leaves), self.consts, steps, out, tuple(made.shape))
 
     def add(self, tensor: Tensor) -> int:
         # The tensor is held, so that its id stays its own.
@@ -161,11 +165,12 @@ def _emptied(value):
 
 
 class Labelled(NamedTuple):
-    """A tensor as rules see it. `leaf`: made of parameters only."""
+    """A tensor as rules see it. `leaf`: made of parameters only, of those in `held`."""
 
     shape: Shape
     labels: tuple[Label, ...]
     leaf: bool = False
+    held: tuple[str, ...] = ()
 
 
 class Mark(NamedTuple):
@@ -214,7 +219,9 @@ class Trace:
                 self.values[name] = Labelled(shape, (None,) * len(shape))
             else:
                 inputs = [self.values[i] for i in node.inputs]
-                self.values[name] = self._follow(node, recipe(node, name, [x.shape[1:] for x in inputs]), inputs)
+                shapes = [x.shape[1:] for x in inputs]
+                self.values[name] = self._follow(node, recipe(node, name, shapes), inputs)
+                self.macs[name] = node.rule.macs(node.attrs, self.macs[name], *shapes)
         for name in outputs:
             for label in self.values[name].labels:
                 self.cells.freeze(label)
@@ -233,13 +240,15 @@ class Trace:
             seen: list[Labelled] = []
             args, kwargs = _look(step.args, held, seen), {k: _look(v, held, seen) for k, v in step.kwargs.items()}
             rule = self._find(step.func)
-            if rule is not None:
-                labels = rule(self, step.shapes, step.func, *args, **kwargs)
-            else:
-                labels = self._give_up(step.func, seen)
+            labels = [] if rule is None else rule(self, step.shapes, step.func, *args, **kwargs)
+            if any(step.read[len(labels) :]):
+                # No rule, or one that says nothing of an output that is read.
+                labels = []
+                self.give_up(step.func, [label for x in seen for label in x.labels])
             leaf = bool(seen) and all(x.leaf for x in seen)
+            names = tuple(dict.fromkeys(n for x in seen for n in x.held)) if leaf else ()
             for k, (number, shape) in enumerate(zip(step.outs, step.shapes, strict=True)):
-                held[number] = Labelled(shape, labels[k] if k < len(labels) else (None,) * len(shape), leaf)
+                held[number] = Labelled(shape, labels[k] if k < len(labels) else (None,) * len(shape), leaf, names)
         return held[made.out]
 
     def _leaf(self, node: Node, local: str, shape: Shape, trainable: bool) -> Labelled:
@@ -250,31 +259,43 @@ class Trace:
             leaf = self.leaves[name] = Leaf(name, shape, tuple(self.cells.fresh(n) for n in shape), trainable)
         elif leaf.shape != shape:
             raise GraphError(f"{self.node!r}: its {local} is {list(shape)}, {name} is {list(leaf.shape)}", node=self.node)
-        return Labelled(shape, leaf.labels, True)
+        return Labelled(shape, leaf.labels, True, (name,))
 
-    def _give_up(self, func, seen: list[Labelled]) -> list:
+    # For rules
+
+    def give_up(self, func, labels: list[Label]) -> None:
         """What is not understood is frozen, and reported."""
-        live = [label for x in seen for label in x.labels if label is not None]
+        live = [label for label in labels if label is not None]
         if live:
             self.opaque.setdefault(str(func), {})[self.node] = None
         for label in live:
             self.cells.freeze(label)
-        return []
-
-    # For rules
 
     def mark(self, kind: str, label: Label, param: str | None = None, axis: int | None = None) -> None:
         if label is not None and len(label):
             self.marks.append(Mark(kind, self.node, label, param, axis))
 
-    def mark_slots(self, kind: str, label: Label) -> None:
-        """Marks the slots of parameters that the raw cells of a label were born in."""
+    def mark_slots(self, kind: str, label: Label, x: Labelled) -> None:
+        """Marks the slots of parameters that the raw cells of a label of `x` were born in.
+
+        Cells made on the way from the parameter, as where axes are flattened, mark all of its axes that they have a part in.
+        """
         if label is None or not len(label):
             return
         events = self.cells.event(label)
         for event in [int(events[0])] if (events == events[0]).all() else np.unique(events).tolist():
             if event in self._slots:
                 self.mark(kind, label[events == event], *self._slots[event])
+            else:
+                self._mark_parts(kind, label[events == event], x)
+
+    def _mark_parts(self, kind: str, label: np.ndarray, x: Labelled) -> None:
+        cells = self.cells
+        parts = {a for cell in np.unique(label).tolist() for a in cells.atoms(cell)}
+        for name in x.held:
+            for axis, own in enumerate(self.leaves[name].labels):
+                if own is not None and any(not parts.isdisjoint(cells.atoms(cell)) for cell in own.tolist()):
+                    self.mark(kind, own, name, axis)
 
     def slot(self, label: Label) -> tuple[str, int] | None:
         """The parameter and its axis that a raw label was born in."""
@@ -283,6 +304,14 @@ class Trace:
     def count(self, macs: int, leaf: bool = False) -> None:
         """Multiply-accumulates of the whole trace; those of one sample are kept."""
         self.macs[self.node] += macs if leaf else macs // BATCH
+
+
+def _numbers(value) -> Iterator[int]:
+    if isinstance(value, Ref):
+        yield value.number
+    elif isinstance(value, list):
+        for v in value:
+            yield from _numbers(v)
 
 
 def _look(value, held: Mapping[int, Labelled], seen: list[Labelled]):

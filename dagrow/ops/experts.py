@@ -1,0 +1,64 @@
+"""moe: a mixture of experts."""
+
+from __future__ import annotations
+
+import math
+
+import pydantic
+
+from dagrow.errors import GraphError
+from dagrow.ops import REGISTRY, Example, Op, Size, Steady, need_rank
+from dagrow.registry import Options
+
+
+@REGISTRY.register("moe")
+class Experts(Op):
+    """A router chooses, for each sample or token, the `top` of `experts` two-layer networks; their outputs are averaged by
+    the softmax of the chosen ones' logits (Shazeer et al. 2017; Fedus, Zoph and Shazeer 2022).
+
+    [..., features] to [..., width] (as many as the input's, if left out) over `hidden` units of each expert, with the
+    activation `act` (a registered one). Equal logits at the limit are all chosen, as are all experts where there are not more
+    than `top`; a single chosen one would have the weight 1 whatever its logit, and the router nothing to learn from. Here
+    every expert is run; MACs are those of the chosen ones, which is what a deployment that runs only them needs.
+    """
+
+    examples = (
+        Example({"experts": 3, "hidden": 4}, (5,), axes={"stem": 6, "op": 3, "op~1": 4, "op~2": 6}),
+        Example({"experts": 2, "hidden": 3, "top": 3, "width": 5}, (5, 4), last=True, axes={"stem": 6, "op": 2, "op~1": 3, "op~2": 5}),
+        Example({"experts": 3, "hidden": 1, "act": "tanh"}, (5, 4), last=True, axes={"stem": 6, "op": 3, "op~1": 1, "op~2": 6}),
+    )
+
+    class Options(Options):
+        experts: Size
+        hidden: Size
+        top: int = pydantic.Field(2, strict=True, ge=2, le=2**20)
+        width: Size | None = None
+        act: str = "gelu"
+
+    @staticmethod
+    def build(attrs, shape):
+        need_rank("moe", shape, (1, 2, 3), "a vector, or features as the last dimension")
+        act = REGISTRY.get(attrs.act)
+        if act.role != "activation":
+            raise GraphError(f"moe: {attrs.act!r} is no activation")
+        width = attrs.width or shape[-1]
+        from dagrow.modules import Mixture
+
+        return Mixture(shape[-1], attrs.experts, attrs.hidden, width, attrs.top, act.build(act.Options(), (attrs.hidden,)))
+
+    @staticmethod
+    def resize(attrs, params, made, shape):
+        experts, hidden, width = params["down"]
+        return attrs.model_copy(update={"experts": experts, "hidden": hidden, "width": None if width == shape[-1] else width})
+
+    @staticmethod
+    def macs(attrs, counted, shape):
+        routing = math.prod(shape) * attrs.experts
+        return routing + (counted - routing) * min(attrs.top, attrs.experts) // attrs.experts
+
+    @staticmethod
+    def steady(attrs, grown, old, new):
+        """A clone shares what one had; where only some experts are chosen, clones would take each other's places."""
+        if attrs.top < attrs.experts or grown.experts == attrs.experts:
+            return None
+        return Steady("copy", grown.model_copy(update={"top": max(attrs.top, grown.experts)}), logits=("router.bias",))
