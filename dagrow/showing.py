@@ -41,17 +41,19 @@ class Facts:
 
     def counts(self) -> dict[str, int]:
         """edit -> how many sites it has in the seed network."""
-        found = dict.fromkeys((edit.name for edit, _ in self.plan.edits), 0)
-        for edit, _, _ in sites(self.architecture, self.plan.edits):
-            found[edit.name] += 1
+        found = dict.fromkeys((edit.known_as(options) for edit, options in self.plan.edits), 0)
+        for edit, options, _ in sites(self.architecture, self.plan.edits):
+            found[edit.known_as(options)] += 1
         return found
 
     def warnings(self) -> list[str]:
         """Patterns that keep an edit from every site it has in the seed network. No errors: later nodes may match."""
         spec, rows = self.plan.spec, []
         for k, (edit, options) in enumerate(self.plan.edits):
-            where = getattr(options, "where", "**")
-            if where == "**" or next(sites(self.architecture, [(edit, options)]), None) is not None:
+            where, said = getattr(options, "where", "**"), list(edit.remarks(self.architecture, options))
+            for remark in said:
+                rows.append(spec.problem_at(("edits", k, *remark.at), f"warning: {remark.message}", remark.fix).render(spec.file))
+            if said or where == "**" or next(sites(self.architecture, [(edit, options)]), None) is not None:
                 continue
             others = sum(1 for _ in sites(self.architecture, [(edit, options.model_copy(update={"where": "**"}))]))
             names = [n for n in self.architecture.nodes if matches(where, n)]

@@ -53,11 +53,11 @@ class Put:
         """Whether it is another node than the matched one."""
         return self.op is not None or self.inputs is not None or bool(self.options)
 
-    def attrs(self, arch: Architecture, bound: Mapping[str, str]) -> tuple[str, object]:
-        """(op, its options) at a place: `bound` says which node each one of the pattern is. Raises Unfit."""
+    def attrs(self, arch: Architecture, bound: Mapping[str, str], others: Mapping[str, Put]) -> tuple[str, object]:
+        """(op, its options) at a place: `bound` says which node each one of the pattern is, `others` what is put beside. Raises Unfit."""
         has = arch.nodes[bound[self.name]] if self.name in bound else None
         op = self.op or has.op
-        given = {key: _worked_out(v, arch, bound, self.name) for key, v in self.options.items()}
+        given = {key: _worked_out(v, arch, bound, others, self.name) for key, v in self.options.items()}
         if self.op is None:
             if not given:
                 return op, has.attrs
@@ -83,8 +83,9 @@ def puts(replace: Mapping[str, Any], pattern: Pattern, faults: list[Misfit]) -> 
     try:
         order = tuple(graphlib.TopologicalSorter(reads).static_order())
     except graphlib.CycleError as error:
-        faults.append(Misfit(f"a cycle: {' -> '.join(error.args[1][::-1])}", at=("replace", next(n for n in error.args[1] if n in nodes)),
-                             fix="a node with a matched node's name takes its place: give a new node a new name", key=True))
+        name = next(n for n in error.args[1] if n in nodes)
+        fix = "a node with a matched node's name takes its place: give a new node a new name" if name in pattern.nodes else None
+        faults.append(Misfit(f"a cycle: {' -> '.join(error.args[1][::-1])}", at=("replace", name), fix=fix, key=True))
         return None
     leads: dict[str, bool] = {}  # whether it leads to another node of the replacement
     for name in reversed(order):
@@ -126,7 +127,7 @@ def _put(name: str, row: Any, replace: Mapping[str, Any], pattern: Pattern, faul
         faults.append(Misfit(f"init is one of {', '.join(INITS)}, not {shown(init)}", at=(*at, "init"), fix=did_you_mean(str(init), INITS, "")))
     elif init == "identity" and any(r.role not in ("affine", "norm") for r in rules):
         faults.append(Misfit(f"init: identity is for linear maps, convolutions and batch norms, not {rules[0].name}", at=(*at, "init")))
-    options = {k: _read(v, rules, k, pattern, (*at, k), faults) for k, v in row.items() if k not in OWN}
+    options = {k: _read(v, rules, k, pattern, replace, (*at, k), faults) for k, v in row.items() if k not in OWN}
     for rule in rules:
         _check_options(rule, name, options, at, op is None, faults)
     return Put(name, op if known else None, inputs, options, init)
@@ -151,10 +152,10 @@ def _waits(given: Any) -> bool:
     return any(map(_waits, given)) if isinstance(given, list) else isinstance(given, Open)
 
 
-def _read(given: Any, rules: list[type[ops.Op]], key: str, pattern: Pattern, at: tuple, faults: list[Misfit]) -> Any:
+def _read(given: Any, rules: list[type[ops.Op]], key: str, pattern: Pattern, replace: Mapping[str, Any], at: tuple, faults: list[Misfit]) -> Any:
     """An option's value, arithmetic in it read."""
     if isinstance(given, (list, tuple)):
-        return [_read(v, rules, key, pattern, (*at, k), faults) for k, v in enumerate(given)]
+        return [_read(v, rules, key, pattern, replace, (*at, k), faults) for k, v in enumerate(given)]
     fields = [r.Options.model_fields[key] for r in rules if key in r.Options.model_fields]
     words = bool(fields) and all(f.annotation is str or set(map(type, get_args(f.annotation))) == {str} for f in fields)
     if not isinstance(given, str) or words or not is_arithmetic(given):
@@ -163,29 +164,45 @@ def _read(given: Any, rules: list[type[ops.Op]], key: str, pattern: Pattern, at:
         made = parse(given)
         named = list(sizes(made))
         for size in named:
-            _known_size(size, given, pattern)
+            _known_size(size, given, pattern, replace)
         return Open(given, made) if named else value(made, lambda _: 0)
     except (NotArithmetic, Misfit) as error:
         faults.append(Misfit(str(error), at=at, fix=getattr(error, "fix", None)))
         return Open(given, 0)
 
 
-def _known_size(size: Size, text: str, pattern: Pattern) -> None:
-    if size.node not in pattern.nodes:
-        raise Misfit(f"{text!r}: {size.node!r} is not in the pattern", fix=did_you_mean(size.node, pattern.nodes))
-    known = {*SIZES, *(k for op in pattern.nodes[size.node].ops for k in ops.REGISTRY.get(op).Options.model_fields)}
-    if size.size not in known and pattern.nodes[size.node].ops:
-        raise Misfit(f"{text!r}: {size.node!r} has no size {size.size!r}", fix=did_you_mean(size.size, sorted(known)))
+def _known_size(size: Size, text: str, pattern: Pattern, replace: Mapping[str, Any]) -> None:
+    if size.node in pattern.nodes:
+        known = {*SIZES, *(k for op in pattern.nodes[size.node].ops for k in ops.REGISTRY.get(op).Options.model_fields)}
+        if size.size not in known and pattern.nodes[size.node].ops:
+            raise Misfit(f"{text!r}: {size.node!r} has no size {size.size!r}", fix=did_you_mean(size.size, sorted(known)))
+        return
+    given = replace.get(size.node)
+    if not isinstance(given, Mapping):
+        raise Misfit(f"{text!r}: {size.node!r} is neither matched nor put there", fix=did_you_mean(size.node, (*pattern.nodes, *replace)))
+    if size.size not in given:
+        raise Misfit(f"{text!r}: {size.node!r} is given no {size.size!r}", fix="of a node that is put there, only what the rule gives it is known")
 
 
-def _worked_out(given: Any, arch: Architecture, bound: Mapping[str, str], name: str) -> Any:
+def _worked_out(given: Any, arch: Architecture, bound: Mapping[str, str], others: Mapping[str, Put], name: str) -> Any:
     """The option's value at a place. Raises Unfit."""
     if isinstance(given, list):
-        return [_worked_out(v, arch, bound, name) for v in given]
+        return [_worked_out(v, arch, bound, others, name) for v in given]
     if not isinstance(given, Open):
         return given
+
+    def look(size: Size, deep: int = 0) -> int:
+        if size.node in bound:
+            return _size(size, arch, bound[size.node])
+        there = others[size.node].options[size.size]
+        if isinstance(there, Open) and deep < MOST_NODES:
+            return value(there.made, lambda s: look(s, deep + 1))
+        if not isinstance(there, int) or isinstance(there, bool):
+            raise NotArithmetic(f"{size.node}.{size.size} is no number")
+        return there
+
     try:
-        return value(given.made, lambda s: _size(s, arch, bound[s.node]))
+        return value(given.made, look)
     except NotArithmetic as error:
         raise Unfit(f"{name!r}: {given.text}: {error}", name) from None
 

@@ -54,17 +54,21 @@ class Replacement:
         """`arch` with the replacement in the place of the nodes `bound` (name in the pattern -> node). Raises Unfit."""
         self._not_read_from_outside(arch, bound)
         prefix = fresh_name(arch, rule)
-        made = {name: put.attrs(arch, bound) for name, put in self.nodes.items()}
+        made = {name: put.attrs(arch, bound, self.nodes) for name, put in self.nodes.items()}
         names = {name: bound.get(name, f"{prefix}.{name}") for name in self.nodes}
         whole = self._built(arch, bound, names, made)
         # Parameters that go on under their name must have their shape: a node with others is a new one.
-        other = [name for name in self.nodes if name in bound and not _goes_on(arch, whole, bound[name])]
+        other = [name for name, node in bound.items() if not _goes_on(arch, whole, node)]
         copied: dict[str, str] = {}
         if other:
             names |= {name: f"{prefix}.{name}" for name in other}
             whole = self._built(arch, bound, names, made)
             for name in other:
                 copied |= _alike(arch, bound[name], whole, names[name])
+        wrong = next((n for n in arch.nodes if n in whole.nodes and not _goes_on(arch, whole, n)), None)
+        if wrong is not None:
+            shapes = [list(a.shapes[n]) for a, n in ((whole, names[self.end]), (arch, bound[self.pattern.end]))]
+            raise Unfit(f"{self.end!r} gives {shapes[0]}, {bound[self.pattern.end]} gave {shapes[1]}: {wrong} would need other weights", self.end)
         for name, put in self.nodes.items():
             node = whole.nodes.get(names[name])
             if put.init == "identity" and node is not None and whole.shapes[names[name]] != whole.shapes[node.inputs[0]]:
@@ -79,9 +83,8 @@ class Replacement:
         inside = {now[n] for n in (*self.pattern.nodes, *self.nodes)}
         nodes: dict[str, Node] = {}
         for name, node in arch.nodes.items():
-            where = moved if name in inside else {**moved, goes: comes}
-            if name not in moved:
-                nodes[name] = Node(node.op, tuple(where.get(i, i) for i in node.inputs), node.attrs, node.tied)
+            where = moved if moved.get(name, name) in inside else {**moved, goes: comes}
+            nodes[moved.get(name, name)] = Node(node.op, tuple(where.get(i, i) for i in node.inputs), node.attrs, node.tied)
         for name, put in self.nodes.items():
             old, (op, attrs) = arch.nodes[bound[name]] if name in bound else None, made[name]
             inputs = tuple(now[i] for i in put.inputs) if put.inputs is not None else tuple(moved.get(i, i) for i in old.inputs)
@@ -124,8 +127,7 @@ def _leading(nodes: Mapping[str, Node], outputs: Iterable[str]) -> set[str]:
 
 def _tensors(arch: Architecture, node: str) -> Tensors:
     """local name -> (full name, shape) of the node's parameters and buffers."""
-    held = {**arch.params, **arch.buffers}
-    return {local: (full, held[full]) for local, full in arch.formed.locals[node].items()}
+    return {local: (full, (arch.params if full in arch.params else arch.buffers)[full]) for local, full in arch.formed.locals[node].items()}
 
 
 def _goes_on(old: Architecture, new: Architecture, node: str) -> bool:

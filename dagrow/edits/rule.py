@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
 import torch
@@ -39,6 +39,9 @@ STRAIGHT = {
     "replace": {"more": {"op": "linear", "in": "map", "width": "map.width", "init": "identity"}, "act": {"in": "more"}},
 }  # fmt: skip
 
+# Nodes that a rule makes are numbered behind its name.
+NAMED = re.compile(r"[A-Za-z_]([A-Za-z0-9_]{0,38}[A-Za-z_])?\Z")
+
 
 @REGISTRY.register("rule")
 class Rule(Edit):
@@ -53,7 +56,7 @@ class Rule(Edit):
     class Options(EditOptions):
         """`where` is matched against the names of the matched nodes: one of them has to fit."""
 
-        name: Annotated[str, pydantic.Field(strict=True, pattern=r"^[A-Za-z_]([A-Za-z0-9_]{0,38}[A-Za-z_])?$")] = "rule"
+        name: str = pydantic.Field("rule", description="what its sites and the nodes it makes are called after")
         match: dict[str, Any] = pydantic.Field({}, description="the nodes to look for: {name: {op, in, options}}")
         replace: dict[str, Any] = pydantic.Field({}, description="the nodes to put there; the last of them serves whoever read the pattern's end")
         once: bool = pydantic.Field(False, description="not where it has been applied before")
@@ -64,6 +67,8 @@ class Rule(Edit):
         @pydantic.model_validator(mode="after")
         def _read(self):
             faults: list[Misfit] = []
+            if not NAMED.match(self.name):
+                faults.append(Misfit(f"{self.name[:80]!r} cannot name a rule", at=("name",), fix="use letters, digits and _ (40 at most), a digit neither first nor last"))
             pattern = Pattern.parse(self.match, faults) if self.match or self.replace else None
             found = puts(self.replace, pattern, faults) if pattern is not None else None
             if faults:
