@@ -16,6 +16,7 @@ from dagrow.errors import GraphError, nearest
 from dagrow.graph.architecture import Architecture
 from dagrow.graph.axes import Axis, Derived, Table
 from dagrow.graph.node import Node
+from dagrow.graph.zeros import zero_slots
 
 MOST = 2**20
 
@@ -89,7 +90,7 @@ def resize(arch: Architecture, keep: Mapping[str, Sequence[int]]) -> Rewrite | R
             return Refusal(f"the units of {param} axis {axis} change their structure", _nodes(derived, wanted))
         if not np.array_equal(index, np.arange(len(old.codes))):
             moves.append(Move(param, axis, tuple(index.tolist())))
-    return Rewrite(new, tuple(moves), _zero(derived, wanted))
+    return Rewrite(new, tuple(moves), zero_slots(arch, wanted))
 
 
 def transfer(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor] | float) -> dict[str, Tensor]:
@@ -342,22 +343,3 @@ def _occurrence(kinds: np.ndarray) -> np.ndarray:
     made = np.empty(len(kinds), np.int64)
     made[order] = np.arange(len(laid)) - np.repeat(start, np.diff(np.r_[start, len(laid)]))
     return made
-
-
-def _zero(derived: Derived, wanted: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...] | None:
-    """The slots whose newborns must be zero to keep the function; None where that is not enough."""
-    found: dict[tuple[str, int], None] = {}
-    for name, index in wanted.items():
-        axis = derived.axes[name]
-        if sorted(i for i in index if i >= 0) != list(range(axis.size)):
-            return None
-        if len(index) == axis.size:
-            continue
-        if axis.mixes or (axis.bilinear and len(axis.writes) != 2):
-            return None
-        found.update(dict.fromkeys((u.param, u.axis) for u in axis.reads))
-        if axis.bilinear:
-            # One side of the product, with its bias: both at zero would be a saddle.
-            node = axis.writes[0].node
-            found.update(dict.fromkeys((u.param, u.axis) for u in (*axis.writes, *axis.follows) if u.node == node and u.param))
-    return tuple(found)
