@@ -130,21 +130,27 @@ def convolution(trace: Trace, outs, func, x, w, b, stride, padding, dilation, tr
             trace.mark_slots("reads", weight_in, w)
         trace.mark_slots("writes", weight_out, w)
         made = weight_out
-    elif transposed:
-        for label in (channels, weight_in, weight_out):
-            cells.freeze(label)
+    elif trace.slot(weight_in) is None or trace.slot(weight_out) is None:
+        # A weight that was worked out from others.
+        trace.give_up(func, [channels, weight_in, weight_out])
         made = None
+    elif transposed:
+        grid = groups, x.shape[1] // groups
+        (group, inside), (weight_group, weight_inside) = cells.split(channels, grid), cells.split(weight_in, grid)
+        cells.unify(group, weight_group)
+        cells.unify(inside, weight_inside)
+        trace.mark("reads", inside, *trace.slot(weight_in))
+        trace.mark("writes", weight_out, *trace.slot(weight_out))
+        made = cells.merge([group, weight_out], [groups, outs[0][1] // groups])
     else:
         size = outs[0][1] // groups
         group, inside = cells.split(channels, (groups, x.shape[1] // groups))
         weight_group, unit = cells.split(weight_out, (groups, size))
         cells.unify(group, weight_group)
         cells.unify(inside, weight_in)
-        slot = trace.slot(weight_out)
-        if slot:
-            if inside is not None:
-                trace.mark("reads", weight_in, slot[0], 1)
-            trace.mark("writes", unit, *slot)
+        if inside is not None:
+            trace.mark("reads", weight_in, *trace.slot(weight_in))
+        trace.mark("writes", unit, *trace.slot(weight_out))
         made = weight_out
     if b is not None:
         cells.unify(made, b.labels[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pydantic
 
@@ -21,7 +23,7 @@ class Attention(Op):
 
     fewest, most = 3, 3
     shorthand = "heads"
-    grids = {"heads": (0, -1)}
+    grids: ClassVar[Mapping[str, tuple[int, int]]] = {"heads": (0, -1)}
     examples = (
         Example({"heads": 2}, (5, 4), last=True, axes={"stem": 2, "stem~1": 3, "stem2": 3}),
         Example({"heads": 1, "causal": True}, (5, 4), last=True, axes={"stem": 1, "stem~1": 6, "stem2": 6}),

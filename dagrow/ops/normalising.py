@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import pydantic
 
 from dagrow.errors import GraphError
@@ -47,7 +50,7 @@ class GroupNorm(Op):
     """Group normalisation: each of `groups` runs of channels with all its positions (Wu and He 2018)."""
 
     shorthand = "groups"
-    grids = {"groups": (0, 1)}
+    grids: ClassVar[Mapping[str, tuple[int, int]]] = {"groups": (0, 1)}
     examples = (
         # Whole groups come and go by themselves, channels within a group mix.
         Example({"groups": 3}, axes={"stem": 3, "stem~1": 2}), Example({"groups": 2, "affine": False}, (2, 7, 7), axes={"stem": 2, "stem~1": 3}),

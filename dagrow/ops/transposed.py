@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 from dagrow.errors import GraphError
 from dagrow.ops import MOST_VALUES, REGISTRY, Example, Op, Paddings, Size, Sizes, need_rank, spread
@@ -23,6 +25,7 @@ class TransposedOptions(Options):
 class Transposed(Op):
     # Not affine to scoring: a weight is [in, out / groups, kernel], and an output sees a part of the kernel only.
     shorthand = "channels"
+    grids: ClassVar[Mapping[str, tuple[int, int]]] = {"groups": (0, 1)}
     Options = TransposedOptions
     dimensions = 0
 
@@ -61,7 +64,8 @@ class Transposed1d(Transposed):
     examples = (
         Example({"channels": 4}, (3, 5), axes={"stem": 6, "op": 4}),
         Example({"channels": 4, "kernel": 3, "stride": 3, "padding": 1, "output_padding": 2, "bias": False}, (3, 5), axes={"stem": 6, "op": 4}),
-        Example({"channels": 4, "groups": 2}, (3, 5), axes={"op": 2}),
+        Example({"channels": 4, "groups": 2}, (3, 5), axes={"stem": 2, "stem~1": 3, "op": 2}),
+        Example({"channels": 6, "groups": 6}, (3, 5), axes={"stem": 6, "op": 1}),
     )
 
 
