@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +18,6 @@ from dagrow.graph import Architecture, Node, Refusal
 from dagrow.measure import Evidence, Site, measure
 from dagrow.scores import REGISTRY as SCORERS
 from dagrow.scores import Proposal, serving
-from dagrow.train import outputs
 
 of = Node.of
 
@@ -103,13 +103,91 @@ def _multiplier():
     }  # fmt: skip
 
 
+def _tokens():
+    """A feed-forward block on a residual stream of tokens, and a flatten whose features lie token by token."""
+    return {
+        "x": of("input", shape=(3, 2)), "stem": of("token_linear", "x", width=4), "up": of("token_linear", "stem", width=5), "a": of("gelu", "up"),
+        "down": of("token_linear", "a", width=4), "join": of("add", "stem", "down"), "f": of("flatten", "join"), "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _mixer():
+    """Mixed over channels, then over tokens."""
+    return {
+        "x": of("input", shape=(4, 3)), "t": of("permute", "x", order=(0, 2, 1)), "t1": of("token_linear", "t", width=5), "ta": of("tanh", "t1"),
+        "t2": of("token_linear", "ta", width=4), "back": of("permute", "t2", order=(0, 2, 1)), "s": of("add", "x", "back"),
+        "c1": of("token_linear", "s", width=4), "ca": of("silu", "c1"), "c2": of("token_linear", "ca", width=3), "m": of("mean", "c2", dims=(1,)),
+        "y": of("linear", "m", width=3),
+    }  # fmt: skip
+
+
+def _patches():
+    """A map cut into tokens by a convolution; one of the tokens is read."""
+    return {
+        "x": of("input", shape=(1, 4, 4)), "cut": of("conv2d", "x", channels=4, kernel=2, stride=2, padding=0), "r": of("reshape", "cut", shape=(4, 4)),
+        "t": of("permute", "r", order=(0, 2, 1)), "up": of("token_linear", "t", width=3), "a": of("tanh", "up"), "down": of("token_linear", "a", width=4),
+        "s": of("add", "t", "down"), "first": of("part", "s", of=4, index=0), "f": of("flatten", "first"),
+        "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _gated():
+    """Squeeze and excite (Hu et al. 2018)."""
+    return {
+        "x": of("input", shape=(2, 4, 4)), "c": of("conv2d", "x", channels=4, kernel=3), "a": of("tanh", "c"), "g": of("global_avg_pool", "a"),
+        "down": of("linear", "g", width=3), "b": of("relu", "down"), "up": of("linear", "b", width=4), "gate": of("sigmoid", "up"),
+        "r": of("reshape", "gate", shape=(4, 1, 1)), "m": of("mul", "a", "r"), "d": of("conv2d", "m", channels=3, kernel=1), "e": of("tanh", "d"),
+        "p": of("global_avg_pool", "e"), "y": of("linear", "p", width=3),
+    }  # fmt: skip
+
+
+def _inverted():
+    """An inverted residual (Sandler et al. 2018)."""
+    return {
+        "x": of("input", shape=(2, 4, 4)), "stem": of("conv2d", "x", channels=2, kernel=1), "up": of("conv2d", "stem", channels=4, kernel=1, bias=False),
+        "n1": of("batchnorm", "up"), "a1": of("relu6", "n1"), "dw": of("conv2d", "a1", channels=4, kernel=3, groups=4, bias=False),
+        "n2": of("batchnorm", "dw"), "a2": of("relu6", "n2"), "down": of("conv2d", "a2", channels=2, kernel=1, bias=False), "n3": of("batchnorm", "down"),
+        "s": of("add", "stem", "n3"), "g": of("global_avg_pool", "s"), "y": of("linear", "g", width=3),
+    }  # fmt: skip
+
+
+def _unet():
+    return {
+        "x": of("input", shape=(1, 4, 4)), "c": of("conv2d", "x", channels=3, kernel=3), "a": of("tanh", "c"), "p": of("max_pool", "a"),
+        "d": of("conv2d", "p", channels=4, kernel=3), "b": of("relu", "d"), "u": of("upsample", "b", scale=2), "e": of("conv2d", "b", channels=3, kernel=1),
+        "eb": of("tanh", "e"), "t": of("conv_transpose2d", "eb", channels=2), "cat": of("concat", "a", "u", "t"),
+        "o": of("conv2d", "cat", channels=3, kernel=1), "oa": of("tanh", "o"), "f": of("flatten", "oa"), "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
+def _tied():
+    """Decoded by the transposed weight; one linear map is used twice."""
+    return {
+        "x": of("input", shape=(4,)), "enc": of("linear", "x", width=3), "a": of("tanh", "enc"),
+        "dec": replace(of("linear", "a", width=4, transposed=True), tied=(("weight", "enc.weight"),)),
+        "h1": of("linear", "dec", width=4), "b": of("tanh", "h1"), "h2": replace(of("linear", "b", width=4), tied=(("weight", "h1.weight"),)),
+        "c": of("relu", "h2"), "side": of("linear", "c", width=3), "d": of("tanh", "side"), "y": of("linear", "d", width=3),
+    }  # fmt: skip
+
+
+def _ends():
+    """Several outputs, of which the first is scored."""
+    return {
+        "x": of("input", shape=(4,)), "h": of("linear", "x", width=4), "a": of("tanh", "h"), "k": of("linear", "a", width=3), "b": of("relu", "k"),
+        "y": of("linear", "b", width=3), "aux": of("linear", "a", width=2), "z": of("linear", "b", width=2),
+    }  # fmt: skip
+
+
 def _linear():
     return {"x": of("input", shape=(4,)), "y": of("linear", "x", width=3)}
 
 
 NETWORKS = {
-    f.__name__[1:]: Architecture(f())
-    for f in (_mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _linear)
+    f.__name__[1:]: Architecture(f(), {_ends: ("y", "aux", "z")}.get(f))
+    for f in (
+        _mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _linear,
+        _tokens, _mixer, _patches, _gated, _inverted, _unet, _tied, _ends,
+    )
 }  # fmt: skip
 RANDOM = SCORERS.get("random")(SCORERS.get("random").Options())
 LOSSES = {"classification": losses.get("cross_entropy"), "regression": losses.get("mse")}
@@ -154,7 +232,10 @@ def evidence_for(
 
 
 def run(arch: Architecture, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    return outputs(compile_architecture(arch, weights), x)
+    """The (first) output."""
+    with torch.no_grad():
+        made = compile_architecture(arch, weights).eval()(x)
+    return made if isinstance(made, Tensor) else made[0]
 
 
 def nats(arch: Architecture, weights: dict[str, Tensor], fold: Fold, task: str, variance: float | None = None) -> float:

@@ -15,7 +15,7 @@ from dagrow.graph import Architecture
 from dagrow.measure import features, flat, measure
 from dagrow.measure.evidence import FLOOR, observe, subsample
 from dagrow.measure.features import grouped
-from dagrow.measure.parents import affine_nodes, parents
+from dagrow.measure.parents import affine_nodes, free_parents, parents
 from dagrow.rng import stream
 
 each_network = pytest.mark.parametrize("name", list(NETWORKS))
@@ -31,7 +31,7 @@ def test_features_times_weight_is_the_nodes_output(name):
         if grouped(arch.nodes[node]):
             continue
         design = features(arch.nodes[node], values[arch.nodes[node].inputs[0]])
-        made = design @ weights[f"{node}.weight"].flatten(1).T + weights.get(f"{node}.bias", 0)
+        made = design @ weights[arch.formed.locals[node]["weight"]].flatten(1).T + weights.get(f"{node}.bias", 0)
         close(made, flat(values[node], arch.nodes[node]), 1e-12)
 
 
@@ -53,7 +53,7 @@ def test_v_is_each_samples_own_gradient(name, task):
     arch, loss = NETWORKS[name], LOSSES[task]
     weights, fold = weights_for(arch), fold_for(arch, task, rows=6)
     seen = observe(arch, weights, fold, loss, stream(0, "p"))
-    variance = loss.variance(axis_oracles.output(arch, weights, {arch.inputs[0]: fold.x}), fold.y)
+    variance = loss.variance(axis_oracles.values_of(arch, weights, {arch.inputs[0]: fold.x})[arch.outputs[0]], fold.y)
     modules = {}
     for n in affine_nodes(arch):
         close(seen.values[n], axis_oracles.values_of(arch, weights, {arch.inputs[0]: fold.x})[n], 1e-12)
@@ -68,7 +68,7 @@ def test_v_is_each_samples_own_gradient(name, task):
                 values[n] = values[n] + torch.zeros_like(values[n]).requires_grad_()
         value = loss.each(values[arch.outputs[0]], fold.y[i : i + 1], variance=variance).sum()
         zs = affine_nodes(arch)
-        for n, g in zip(zs, torch.autograd.grad(value, [values[z] for z in zs]), strict=True):
+        for n, g in zip(zs, torch.autograd.grad(value, [values[z] for z in zs], materialize_grads=True, allow_unused=True), strict=True):
             close(seen.v[n][i : i + 1], -g, 1e-10)
 
 
@@ -79,7 +79,7 @@ def _module(arch, name, weights):
     if isinstance(module, torch.nn.Module):
         module.double().eval()
         for local, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            tensor.data = weights[f"{name}.{local}"]
+            tensor.data = weights[arch.formed.locals[name][local]]
     return module
 
 
@@ -112,7 +112,7 @@ def test_the_bottleneck_is_what_least_squares_leaves(name, task):
     arch = NETWORKS[name]
     seen = evidence_for(arch, task, rows=60).train
     for target in affine_nodes(arch):
-        group = [p for p in parents(arch, target) if not grouped(arch.nodes[p])]
+        group = free_parents(arch, target)
         design = [features(arch.nodes[p], seen.values[arch.nodes[p].inputs[0]]).flatten(0, 1) for p in group]
         v = flat(seen.v[target], arch.nodes[target]).flatten(0, 1)
         x = torch.cat([*design, torch.ones(len(v), 1, dtype=v.dtype)], 1)

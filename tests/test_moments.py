@@ -9,6 +9,7 @@ from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, sites
 
 from dagrow.measure import evidence as measuring
 from dagrow.measure.evidence import bytes_needed, observe
+from dagrow.measure.layout import width
 from dagrow.measure.parents import RIDGE_LARGE, parents, span_of
 from dagrow.rng import stream
 from dagrow.scores import moments
@@ -25,7 +26,7 @@ def widened(name: str):
             exact = linear_moments(site.form, sources, seen)
         except Unsupported:
             continue
-        eyes = [torch.eye(seen.v[t].shape[1], dtype=torch.float64) for t in site.form.targets]
+        eyes = [torch.eye(width(seen.arch.shapes[t], seen.arch.nodes[t]), dtype=torch.float64) for t in site.form.targets]
         yield site.form, sources, readers_of(site.form, sources, seen, eyes), [exact[r] for r in site.form.readers]
 
 

@@ -11,6 +11,7 @@ from dagrow.data import Fold
 from dagrow.edits import REGISTRY as EDITS
 from dagrow.graph import Architecture
 from dagrow.measure import Evidence, features, flat, measure, propagate
+from dagrow.measure.layout import shaped, space, units_first
 from dagrow.measure.parents import affine_nodes, parents
 from dagrow.scores import REGISTRY, Proposal, serving
 from dagrow.scores.aims import Aim, power
@@ -235,9 +236,9 @@ def test_propagated_units_are_those_of_the_grown_network(name):
         for w, source in zip(form.writers, form.sources, strict=True):
             rows = blocks[f"{w}.weight", 0]
             z = features(form.frame.nodes[w], seen.values[source]) @ rows.flatten(1).T + blocks.get((f"{w}.bias", 0), torch.zeros(()))
-            born[w] = z.transpose(1, 2).reshape(seen.rows, len(rows), *form.frame.shapes[w][1:])
+            born[w] = shaped(z, form.frame.nodes[w], space(form.frame.shapes[w], form.frame.nodes[w]))
         for r, x in propagate(form.frame, form, born).items():
-            whole = real[grown.arch.nodes[r].inputs[0]]
+            whole, x = (units_first(t, form.frame.nodes[r]) for t in (real[grown.arch.nodes[r].inputs[0]], x))
             old = evidence.arch.derived.units(site.detail[0], f"{r}.weight", 1) if site.edit == "widen" else ()
             keep = len([u for u in old if u < 0])
             assert whole.shape[1] == x.shape[1] + len(old)

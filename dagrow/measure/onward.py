@@ -63,7 +63,7 @@ def onward(seen: Pass, changes: Changes, amplitude: float, again: Callable[[Ahea
             change = (again(ahead) if again is not None and values and amplitude else changes)[name]
             made = made + amplitude * shaped(change, node, space(made.shape[1:], node)).to(made.dtype)
         values[name] = made
-    return values[seen.arch.outputs[0]]
+    return ahead[seen.arch.outputs[0]]
 
 
 def drops(seen: Pass, changes: Changes, amplitude: float, again: Callable[[Ahead], Changes] | None = None) -> tuple[float, Tensor]:

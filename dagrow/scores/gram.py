@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pydantic
 import torch
@@ -45,6 +45,7 @@ class Gram(Scorer):
     def _drop(self, seen: Pass, form: Drop, units: int) -> Proposal:
         if any(grouped(seen.arch.nodes[r]) for r in form.readers):
             raise Unsupported("it is read in groups")
+        _needs_gradients(seen, form.readers)
         views, costs_of = [], []
         for place, r in enumerate(form.readers):
             x = design(seen.arch.nodes[r], seen.values[seen.arch.nodes[r].inputs[0]], seen.places(r)).double()
@@ -96,6 +97,7 @@ class Gram(Scorer):
         return cost
 
     def _cut(self, seen: Pass, form: Cut) -> Proposal:
+        _needs_gradients(seen, (form.node,))
         if not form.survivors:
             return Proposal()
         places = seen.places(form.node)
@@ -114,3 +116,11 @@ class Gram(Scorer):
         if holder is not None:
             shift[f"{holder}.bias"] = weights[-1]
         return Proposal(units=0, shift=shift)
+
+
+def _needs_gradients(seen: Pass, targets: Iterable[str]) -> None:
+    """What leads to outputs that the loss does not see would look free to lose."""
+    arch = seen.arch
+    for t in targets:
+        if len(arch.outputs) > 1 and not (t == arch.outputs[0] or arch.below[t] >> arch.place[arch.outputs[0]] & 1) and not bool(seen.v[t].any()):
+            raise Unsupported(f"{t} leads to an output that is not scored")
