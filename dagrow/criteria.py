@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dagrow.errors import UsageError
 from dagrow.losses import LOSSES, Loss
+from dagrow.rng import stream
 
 LossFunction = Callable[[Tensor, Any], Tensor]
 # Rounding, and what a loss that goes over its rows in another order adds to it.
@@ -80,28 +81,22 @@ class Criterion(Loss):
 
 
 class LocalQuadratic(Loss):
-    """What is known of a loss from gradients alone: to second order, about the outputs that they were taken at.
+    """What is known of a loss without its targets: each row to second order, about the output that its derivatives were taken at.
 
-    `y` is [n, 2, *output]: v, minus the gradient of each row's loss in its output, and the output itself (`recorded`). The
-    curvature is the mean of v v^T over `rows` of it, the empirical Fisher matrix, the same for every row: a row's own says
-    that a row without a slope may go anywhere.
+    `y` is [n, 2 + m, *output]: v, minus the gradient of the row's loss in its output; that output; and m tensors whose outer
+    products add up to the curvature there, or the square root of its diagonal alone, where m is 1 (`recorded`).
     """
 
     name = "local_quadratic"
     task = "any"
 
-    def __init__(self, rows: Tensor):
-        v = rows[:, 0].flatten(1).double()
-        values, vectors = torch.linalg.eigh(v.T @ v / max(len(v), 1))
-        self.root = vectors * values.clamp(min=0).sqrt()
-
     @staticmethod
-    def recorded(v: Tensor, out: Tensor) -> Tensor:
-        return torch.stack([v, out.detach()], 1)
+    def recorded(v: Tensor, out: Tensor, root: Tensor) -> Tensor:
+        return torch.cat([v.unsqueeze(1), out.detach().unsqueeze(1), root], 1)
 
     def check(self, out: Tensor, y: Tensor) -> None:
-        if y.shape != (len(out), 2, *out.shape[1:]):
-            raise UsageError(f"gradients {list(y.shape)} were recorded for an output {list(out.shape)}")
+        if y.dim() != out.dim() + 1 or y.shape[:1] + y.shape[2:] != out.shape or y.shape[1] < 3:
+            raise UsageError(f"derivatives {list(y.shape)} were recorded for an output {list(out.shape)}")
 
     def mean(self, out: Tensor, y: Tensor) -> Tensor:
         return self.each(out, y).mean()
@@ -114,8 +109,11 @@ class LocalQuadratic(Loss):
 
     def each(self, out: Tensor, y: Tensor, *, beta: float = 1.0, variance: float | None = None) -> Tensor:
         self.check(out, y)
-        step = (out - y[:, 1]).flatten(1)
-        return (step @ self.root.to(step)).square().sum(1) / 2 - (step * y[:, 0].flatten(1)).sum(1)
+        y = y.to(out.dtype)
+        step = (out - y[:, 1]).unsqueeze(1).flatten(2)
+        along = step * y[:, 2:].flatten(2)
+        bend = along.square().sum((1, 2)) if y.shape[1] == 3 else along.sum(2).square().sum(1)
+        return bend / 2 - (step[:, 0] * y[:, 0].flatten(1)).sum(1)
 
     def nats(self, out: Tensor, y: Tensor, *, beta: float = 1.0) -> Tensor:
         return self.each(out, y).mean()
@@ -126,14 +124,55 @@ class LocalQuadratic(Loss):
 
     def probe(
         self, out: Tensor, y: Tensor, generator: torch.Generator, *, beta: float = 1.0, variance: float | None = None, floor: float = 0.0,
-        kind: str = "empirical",
+        kind: str = "rademacher",
     ) -> Tensor:
         self.check(out, y)
-        signs = torch.randint(0, 2, (len(out), self.root.shape[1]), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
-        return (signs @ self.root.T).to(out).view(out.shape)
+        root = y[:, 2:]
+        drawn = out.shape if root.shape[1] == 1 else root.shape[:2]
+        signs = torch.randint(0, 2, drawn, generator=generator).to(root.dtype).mul_(2).sub_(1)
+        return signs * root[:, 0] if root.shape[1] == 1 else (signs.view(*signs.shape, *[1] * (root.dim() - 2)) * root).sum(1)
 
     def metrics(self, out: Tensor, y: Tensor) -> dict[str, float]:
         return {"loss": float(self.nats(out.detach(), y))}
+
+
+# Outputs up to which a row's curvature is taken whole; beyond, its diagonal.
+WHOLE = 32
+PROBES = 16
+# The share of the rows' mean curvature in each row's: a row without any, sure and wrong, would be promised anything.
+FLOOR = 0.1
+
+
+def curvature_root(curvature: Tensor, shape: torch.Size) -> Tensor:
+    """Of each row's curvature [n, q, q] (any symmetric matrix: its absolute value is taken), or of its diagonal [n, q]: a root
+    [n, m, *output], with a floor under it."""
+    if curvature.dim() == 2:
+        sizes = curvature.abs()
+        return ((1 - FLOOR) * sizes + FLOOR * sizes.mean(0)).sqrt().view(len(sizes), 1, *shape[1:])
+    values, vectors = torch.linalg.eigh(curvature.double())
+    whole = (vectors * values.abs().unsqueeze(1)) @ vectors.transpose(1, 2)
+    values, vectors = torch.linalg.eigh((1 - FLOOR) * whole + FLOOR * whole.mean(0))
+    root = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).transpose(1, 2)
+    return root.to(curvature.dtype).reshape(len(root), -1, *shape[1:])
+
+
+def curvature_of(slope: Tensor, out: Tensor) -> Tensor:
+    """Second derivatives of a scalar loss in each row of `out`, from its gradient with its graph: [n, q, q] where q is WHOLE at
+    most, else the diagonal [n, q] (exact where outputs do not meet in the loss). Rows are taken not to meet.
+    """
+    n, q = len(out), out[0].numel()
+    if not slope.requires_grad:  # linear in the outputs
+        return torch.zeros((n, q, q) if q <= WHOLE else (n, q), dtype=out.dtype, device=out.device)
+
+    def back(cotangent: Tensor) -> Tensor:
+        found = torch.autograd.grad(slope, out, cotangent.view_as(slope), retain_graph=True, allow_unused=True)[0]
+        return torch.zeros(n, q, dtype=out.dtype, device=out.device) if found is None else found.detach().reshape(n, q)
+
+    if q > WHOLE:  # Hutchinson 1989
+        signs = torch.randint(0, 2, (PROBES, n, q), generator=stream(0, "curvature")).to(out).mul_(2).sub_(1)
+        return sum(s * back(s) for s in signs) / PROBES
+    columns = torch.eye(q, dtype=out.dtype, device=out.device)
+    return torch.stack([back(c.expand(n, q)) for c in columns], 2)
 
 
 def loss_of(function: LossFunction | nn.Module, out: Tensor, y: Any) -> Loss:
@@ -182,4 +221,4 @@ def _known(function: LossFunction | nn.Module, out: Tensor, y: Any) -> Loss | No
     return None if name == "cross_entropy" and bool((y < 0).any()) else LOSSES[name]
 
 
-__all__ = ["Criterion", "LocalQuadratic", "LossFunction", "loss_of"]
+__all__ = ["Criterion", "LocalQuadratic", "LossFunction", "curvature_of", "curvature_root", "loss_of"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dagrow import edits as edit_rules
 from dagrow import registry, scores, select
-from dagrow.applying import Applied, Part, apply, settle_norms
+from dagrow.applying import Applied, apply, refresh_norms, settle_norms
 from dagrow.compiler import compile_architecture, parameters_by_name
 from dagrow.data import Fold
 from dagrow.errors import UsageError
@@ -23,7 +23,7 @@ from dagrow.measure.parents import parents
 from dagrow.propose import Limits, Scored, sites
 from dagrow.racing import Raced, race
 from dagrow.scores import Proposal, Scorer
-from dagrow.select import Candidate, Done, Trial
+from dagrow.select import Done
 from dagrow.train import Moments
 from dagrow.trials import Bench, Measured, Recipe
 
@@ -94,8 +94,9 @@ def configured(owner: str, kind: type, given: Mapping[str, Any]) -> Any:
 class Sight:
     """A network with the rows that a decision about it rests on, and the candidates found.
 
-    recipe: how a trial trains; path: of all draws; told: whether the loss can be trained on (a trial can tell what
-    derivatives do not).
+    recipe: how a trial trains; path: of all draws; frozen: parameters that stay. told: whether the loss can be trained on, so
+    that a trial can tell what derivatives do not. sure: whether its curvature is known; else the network only grows, and
+    what is new begins silent: in the direction found, at amplitude 0.
     """
 
     arch: Architecture
@@ -109,6 +110,7 @@ class Sight:
     policy: Policy
     path: tuple[int | str, ...]
     told: bool = True
+    sure: bool = True
     frozen: frozenset[str] = frozenset()
     raced: Raced | None = field(default=None, repr=False)
 
@@ -136,7 +138,8 @@ class Sight:
         """(the network taken, the candidates it is made of, a note, the status: "ok" or why what was chosen is not taken)."""
         found = self.scored().scored
         bench, made, outcomes = self.bench(found), {}, []
-        shown = [_shown(s.candidate, self.told) for s in found[: found.valued]]
+        hidden = [v for v, known in (("trial", self.told), ("shrink", self.sure)) if not known]
+        shown = [replace(s.candidate, verdict="unsupported") if s.candidate.verdict in hidden else s.candidate for s in found[: found.valued]]
         chooser, options = self.policy.chooser
         state = chooser.init(options)
         while True:
@@ -155,11 +158,13 @@ class Sight:
             return None, [], asked.note, "it changes a frozen parameter"
         return taken, [found[k] for k in taken.outcome.trial.members], asked.note, "ok"
 
-    def carried(self, taken: Measured, parts: list[Scored], moments: Moments, fills: Mapping[str, float]) -> Moments:
-        """Tensors of the parameters' shapes, taken along by the moves of the edit that was chosen."""
+    def carried(self, taken: Measured, parts: list[Scored], moments: Moments, fills: Mapping[str, float]) -> tuple[Weights, Moments]:
+        """(the weights to go on from; tensors of the parameters' shapes, taken along by the moves of the edit that was chosen)."""
         members = [s.part for s in parts if s.part is not None]
         made = apply(self.arch, self.weights, moments, fills, members, (self.policy.seed, *self.path, "newborn"))
-        return made.moments if isinstance(made, Applied) else {}
+        if not isinstance(made, Applied):  # it was made before
+            raise UsageError(f"the edit cannot be made twice: {made.reason}")
+        return taken.weights if self.sure else refresh_norms(made.arch, made.weights(0.0), self.train), made.moments
 
     def squares(self, arch: Architecture, weights: Weights) -> Callable[[Iterable[str]], Weights]:
         """Names -> mean squared gradients of these parameters over parts of the rows."""
@@ -176,10 +181,6 @@ class Sight:
             return total
 
         return found
-
-
-def _shown(candidate: Candidate, told: bool) -> Candidate:
-    return candidate if told or candidate.verdict != "trial" else replace(candidate, verdict="unsupported")
 
 
 def _banned(arch: Architecture, edits: tuple[tuple[type, Any], ...], frozen: frozenset[str]) -> frozenset[str]:
@@ -199,4 +200,4 @@ def _banned(arch: Architecture, edits: tuple[tuple[type, Any], ...], frozen: fro
     return frozenset(found)
 
 
-__all__ = ["Measured", "Part", "Policy", "ScoreOptions", "Sight", "Trial", "configured"]
+__all__ = ["Measured", "Policy", "ScoreOptions", "Sight", "Weights", "configured"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dagrow import export
 from dagrow.compiler import compile_architecture
-from dagrow.criteria import LocalQuadratic, LossFunction, loss_of
+from dagrow.criteria import LocalQuadratic, LossFunction, curvature_root, loss_of
 from dagrow.data import Fold
 from dagrow.errors import BudgetError, UsageError
 from dagrow.graph import Architecture
@@ -40,8 +40,9 @@ class _Ground:
     held: Fold
     loss: Loss
     batch: int
-    told: bool
     note: str
+    told: bool = True
+    sure: bool = True
 
 
 class Grower:
@@ -177,7 +178,7 @@ class Grower:
         if not bool(out.isfinite().all()):
             return Decision(False, "nonfinite", note="the model's outputs are not finite")
         loss = loss_of(loss_fn, out, train.y)
-        ground = _Ground(train, kept, loss, batch, True, note)
+        ground = _Ground(train, kept, loss, batch, note)
         value = float(loss.mean(out, train.y))
         return ground if math.isfinite(value) else Decision(False, "nonfinite", note=f"the loss on the rows is {value}")
 
@@ -195,7 +196,7 @@ class Grower:
         frozen = frozenset(n for n, t in live.tensors().items() if isinstance(t, nn.Parameter) and not t.requires_grad)
         return Sight(
             live.arch, self._weights(), ground.train, ground.held, ground.loss, recipe, float(group["lr"]), self._limits(live.arch), self.policy,
-            self._path(), ground.told, frozen,
+            self._path(), ground.told, ground.sure, frozen,
         )
 
     def _decide(self, ground: _Ground) -> Decision:
@@ -227,9 +228,9 @@ class Grower:
         live = self._live
         tensors = live.tensors()
         slots = carrying.slots_of(self.optimizer, tensors)
-        moved = sight.carried(taken, parts, slots, carrying.fills(slots))
-        ahead = live.planned(taken.arch, taken.weights)
-        state = carrying.carried(self.optimizer, ahead.change, tensors, moved, sight.squares(taken.arch, taken.weights))
+        weights, moved = sight.carried(taken, parts, slots, carrying.fills(slots))
+        ahead = live.planned(taken.arch, weights)
+        state = carrying.carried(self.optimizer, ahead.change, tensors, moved, sight.squares(taken.arch, weights))
         live.put(ahead)
         carrying.take(self.optimizer, taken.arch, state, live.tensors(), live.names)
         return state.reset
@@ -253,6 +254,7 @@ class Grower:
         if backward:
             if loss is None:
                 raise UsageError("step() needs the loss", fix="grower.step(loss), or backward=False where loss.backward() was called")
+            self._ear.understand(loss)
             (loss if scaler is None else scaler.scale(loss)).backward()
         self._batch = self._memory.add(self._ear.take(), 1.0 if scaler is None else scaler.get_scale()) or self._batch
         if update:
@@ -279,15 +281,25 @@ class Grower:
             return self._note(Decision(False, "out of steps", step=self.taken, note=f"all {self.budget.steps} edits of the budget are made"))
         if found is None or len(found[0]) < FEWEST:
             return self._note(self._too_few(0 if found is None else len(found[0])))
-        x, v = found
-        live = self._know(x[:2])
-        out = outputs(compile_architecture(live.arch, self._weights()), x)
-        if not bool(out.isfinite().all()) or not bool(v.isfinite().all()):
-            return self._note(Decision(False, "nonfinite", step=self.taken, note="outputs or gradients are not finite"))
-        y, fitted = LocalQuadratic.recorded(v, out), len(x) - int(len(x) * HELD)
+        x, v, curvature = found
+        self._know(x[:2])
+        if not bool(v.isfinite().all()):
+            return self._note(Decision(False, "nonfinite", step=self.taken, note="the gradients heard are not finite"))
+        known = curvature is not None and float(curvature.abs().max()) > 0
+        root = curvature_root(curvature if known else v.flatten(1).square(), v.shape)
+        fitted = len(x) - int(len(x) * HELD)
         note = f"{fitted} rows of the last steps, tested on the {len(x) - fitted} latest"
-        loss = LocalQuadratic(y[:fitted])
-        return self._decide(_Ground(Fold(x[:fitted], y[:fitted]), Fold(x[fitted:], y[fitted:]), loss, max(1, fitted // 8), False, note))
+        note += "; the loss's curvature is not known, so that what is new begins silent" * (not known)
+        ground = self._about(x, v, root, fitted, known, note)
+        return self._note(ground) if isinstance(ground, Decision) else self._decide(ground)
+
+    def _about(self, x: Tensor, v: Tensor, root: Tensor, fitted: int, sure: bool, note: str) -> _Ground | Decision:
+        """Derivatives heard as a loss about the present network's outputs; the first `fitted` rows are fitted on."""
+        out = outputs(compile_architecture(self._live.arch, self._weights()), x)
+        if not bool(out.isfinite().all()):
+            return Decision(False, "nonfinite", step=self.taken, note="the model's outputs are not finite")
+        y = LocalQuadratic.recorded(v, out, root)
+        return _Ground(Fold(x[:fitted], y[:fitted]), Fold(x[fitted:], y[fitted:]), LocalQuadratic(), max(2, fitted // 8), note, False, sure)
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -300,17 +312,15 @@ class Grower:
         """
         if data is not None:
             ground = self._rows(data, loss_fn, held)
-            if isinstance(ground, Decision):
-                raise UsageError(f"these rows cannot be scored on: {ground.note}")
         elif self._ground is None:
             raise UsageError("there are no rows to score on", fix="grower.score(loader, loss_fn)")
         else:
             ground = self._ground
             if not ground.told:
-                out = outputs(compile_architecture(self._live.arch, self._weights()), torch.cat([ground.train.x, ground.held.x]))
-                y = LocalQuadratic.recorded(torch.cat([ground.train.y, ground.held.y])[:, 0], out)
-                cut = len(ground.train)
-                ground = _Ground(Fold(ground.train.x, y[:cut]), Fold(ground.held.x, y[cut:]), LocalQuadratic(y[:cut]), ground.batch, False, ground.note)
+                x, y = (torch.cat(ts) for ts in ((ground.train.x, ground.held.x), (ground.train.y, ground.held.y)))
+                ground = self._about(x, y[:, 0], y[:, 2:], len(ground.train), ground.sure, ground.note)
+        if isinstance(ground, Decision):
+            raise UsageError(f"these rows cannot be scored on: {ground.note}")
         sight, verify = self._sight(ground), self.policy.score.verify if verify is None else verify
         raced = sight.scored(price_first=False, tried=verify)
         return table(
