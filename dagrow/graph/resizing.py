@@ -245,10 +245,8 @@ def _regrouped(derived: Derived, node: Node, old: Sequence[int], new: Mapping[in
     for attribute, (place, dim) in rule.grids.items():
         source = node.inputs[place]
         table = derived.outputs.get((source, dim % (len(derived.shapes[source]) + 1)))
-        parts = getattr(node.attrs, attribute)
-        # One part is an axis only where the op itself has made it one, of two.
-        if table is not None and not table.axes.isdisjoint(new) and (parts > 1 or table.codes.shape[1] > 1):
-            found[attribute] = _size(_major(table, parts, old), old, new)
+        if table is not None and not table.axes.isdisjoint(new):
+            found[attribute] = _size(_major(table, getattr(node.attrs, attribute), old), old, new)
     attrs = rule.pinned(node.attrs, *(derived.shapes[i] for i in node.inputs))
     return attrs.model_copy(update=found) if found else attrs
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
 
 from dagrow.errors import GraphError
 from dagrow.ops import MOST_VALUES, REGISTRY, Example, Op, Paddings, Size, Sizes, need_rank, spread
@@ -25,7 +23,6 @@ class TransposedOptions(Options):
 class Transposed(Op):
     # Not affine to scoring: a weight is [in, out / groups, kernel], and an output sees a part of the kernel only.
     shorthand = "channels"
-    grids: ClassVar[Mapping[str, tuple[int, int]]] = {"groups": (0, 1)}
     Options = TransposedOptions
     dimensions = 0
 
@@ -53,7 +50,7 @@ class Transposed(Op):
 
     @staticmethod
     def resize(attrs, params, made, shape):
-        return attrs.model_copy(update={"channels": params["weight"][1] * attrs.groups})
+        return attrs.model_copy(update={"channels": made[0], "groups": made[0] // params["weight"][1]})
 
 
 @REGISTRY.register("conv_transpose1d")
