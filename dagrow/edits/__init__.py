@@ -41,13 +41,13 @@ class Remark(NamedTuple):
 class Edit:
     """What every edit provides.
 
-    undone_by: the edit that takes it back, to the same architecture and the same bits; None for what only makes a network
+    undone_by: the edits that take it back, to the same architecture and the same bits; none for what only makes a network
     smaller or exchanges one thing for another. examples: options the contract tests try, beside the defaults.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[EditOptions]]
-    undone_by: ClassVar[str | None] = None
+    undone_by: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     @classmethod
@@ -77,8 +77,8 @@ class Edit:
         raise NotImplementedError
 
     @staticmethod
-    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, Proposal] | None:
-        """Where `undone_by` takes this edit back: (`where` of its site in the rewritten network, what to propose there).
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
+        """What takes this edit back: (an edit of `undone_by`, `where` of its site in the rewritten network, what to propose there).
 
         `arch` is the network before the edit, `weights` are those after it. None where it cannot be taken back to the bit: what was
         scaled does not always come back exactly.

@@ -26,7 +26,7 @@ class Split(Edit):
     attention, of which one side is divided. Units that are normalised together cannot share; `widen` has other ways there.
     """
 
-    undone_by = "merge"
+    undone_by = ("merge",)
     examples = ({"units": 2, "uneven": 0.25},)
 
     class Options(EditOptions):
@@ -61,14 +61,14 @@ class Split(Edit):
         return Refusal(f"there is no axis {axis!r} to split") if share is None else _made(arch, axis, share, uneven, proposal)
 
     @staticmethod
-    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, Proposal] | None:
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
         axis, size, uneven = site.detail
         index = _index(size, proposal)
         if uneven or len(set(index[size:])) < len(index) - size:
             return None  # thirds do not add up to the bit
         wide = divided(arch, axis, index, shared(arch, arch.axes[axis])).arch
         pairs = [(old, size + k, None) for k, old in enumerate(index[size:])]
-        return axis, given_over(wide, axis, shared(wide, wide.axes[axis]), weights, pairs)
+        return "merge", axis, given_over(wide, axis, shared(wide, wide.axes[axis]), weights, pairs)
 
 
 def _index(size: int, proposal: Proposal) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Widen(Edit):
     weights at which the function is what it was, if there are such: so for residual streams under layer norms, and experts.
     """
 
-    undone_by = "prune"
+    undone_by = ("prune",)
     examples = ({"units": (1, 3)},)
 
     class Options(EditOptions):
@@ -62,11 +62,11 @@ class Widen(Edit):
         return resize(arch, {axis: (*range(size), *(-1,) * proposal.units)})
 
     @staticmethod
-    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, Proposal] | None:
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
         made = Widen.rewrite(arch, site, proposal)
         if isinstance(made, Refusal) or made.settle is not None:
             return None  # what a layer norm's scale was is known up to rounding
-        return site.where, Proposal(units=proposal.units, keep=tuple(range(site.detail[1])))
+        return "prune", site.where, Proposal(units=proposal.units, keep=tuple(range(site.detail[1])))
 
 
 def _as_it_is(arch: Architecture, axis: Axis) -> Recast | None:

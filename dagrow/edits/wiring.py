@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -147,6 +148,17 @@ def without(arch: Architecture, total: str, branch: str) -> Architecture | Refus
     else:
         nodes = {n: replace(v, inputs=tuple(left[0] if i == total else i for i in v.inputs)) for n, v in nodes.items()}
         outputs = tuple(left[0] if o == total else o for o in outputs)
+    return _living(arch, nodes, outputs, branch)
+
+
+def rewired(arch: Architecture, old: str, new: str, more: Mapping[str, Node] = MappingProxyType({})) -> Architecture | Refusal:
+    """`arch` with what read `old` reading `new` instead, one of its nodes or of `more`, and less whatever nothing needs any more."""
+    nodes = {n: replace(v, inputs=tuple(new if i == old else i for i in v.inputs)) for n, v in arch.nodes.items()}
+    return _living(arch, {**nodes, **more}, tuple(new if o == old else o for o in arch.outputs), old)
+
+
+def _living(arch: Architecture, nodes: Mapping[str, Node], outputs: tuple[str, ...], about: str) -> Architecture | Refusal:
+    """The network of those nodes that the outputs need."""
     alive, todo = set(), list(outputs)
     while todo:
         name = todo.pop()
@@ -154,11 +166,13 @@ def without(arch: Architecture, total: str, branch: str) -> Architecture | Refus
             alive.add(name)
             todo.extend(nodes[name].inputs)
     if any(i not in alive for i in arch.inputs):
-        return Refusal("the network would no longer read its input", (branch,))
+        return Refusal("the network would no longer read its input", (about,))
     try:
-        return Architecture({n: v for n, v in nodes.items() if n in alive}, outputs)
+        made = Architecture({n: v for n, v in nodes.items() if n in alive}, outputs)
+        made.shapes[made.outputs[0]]  # raises where shapes do not fit
     except GraphError as error:
-        return Refusal(error.message, (branch,))
+        return Refusal(error.message, (about,))
+    return made
 
 
-__all__ = ["Joins", "add_to", "affine", "fresh_name", "joins", "parents", "stride_between", "without"]
+__all__ = ["Joins", "add_to", "affine", "fresh_name", "joins", "parents", "rewired", "stride_between", "without"]

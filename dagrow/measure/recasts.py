@@ -69,9 +69,20 @@ def recast_weights(weights: Mapping[str, Tensor], rewrite: Rewrite, proposal: Pr
     return carried(rewrite, old, doubled(initialise(rewrite.arch, 0)))
 
 
+class Nearest(Rewrite):
+    """A rewrite whose `settle` gives what comes nearest to the old function, and not always the function itself."""
+
+    @property
+    def keeps(self) -> bool:
+        return False
+
+
 def carried(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor]) -> Values:
-    """`transfer`, at the values that keep the function where there are such."""
-    return preserving(rewrite, old, newborn) if rewrite.keeps else transfer(rewrite, old, newborn)
+    """`transfer`, at the values that keep the function, or come nearest to it, where there are such."""
+    if rewrite.keeps:
+        return preserving(rewrite, old, newborn)
+    made = transfer(rewrite, old, newborn)
+    return made if rewrite.settle is None else {**made, **rewrite.settle(old, made)}
 
 
 def doubled(values: Mapping[str, Tensor]) -> Values:
