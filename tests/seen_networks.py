@@ -178,6 +178,15 @@ def _ends():
     }  # fmt: skip
 
 
+def _stacked():
+    """Linear maps one straight after another, once with a norm between."""
+    return {
+        "x": of("input", shape=(2, 5, 5)), "c": of("conv2d", "x", channels=4, kernel=3), "p": of("conv2d", "c", channels=3, kernel=1),
+        "n": of("batchnorm", "p"), "q": of("conv2d", "n", channels=3, kernel=1), "a": of("relu", "q"), "g": of("global_avg_pool", "a"),
+        "h": of("linear", "g", width=5), "i": of("linear", "h", width=4, bias=False), "b": of("tanh", "i"), "y": of("linear", "b", width=3),
+    }  # fmt: skip
+
+
 def _linear():
     return {"x": of("input", shape=(4,)), "y": of("linear", "x", width=3)}
 
@@ -185,7 +194,7 @@ def _linear():
 NETWORKS = {
     f.__name__[1:]: Architecture(f(), {_ends: ("y", "aux", "z")}.get(f))
     for f in (
-        _mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _linear,
+        _mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _stacked, _linear,
         _tokens, _mixer, _patches, _gated, _inverted, _unet, _tied, _ends,
     )
 }  # fmt: skip
