@@ -117,6 +117,18 @@ class Derived:
                 found[full] = (*found.get(full, ()), name)
         return found
 
+    @cached_property
+    def _places(self) -> dict[int, list[tuple[str, int]]]:
+        found: dict[int, list[tuple[str, int]]] = {}
+        for place, table in self.outputs.items():
+            for a in table.axes:
+                found.setdefault(a, []).append(place)
+        return found
+
+    def places(self, axis: str) -> list[tuple[str, int]]:
+        """(node, dimension of its output) that hold the axis."""
+        return self._places.get(self.number(axis), [])
+
     def units(self, axis: str, param: str, dim: int) -> tuple[int, ...]:
         """Which unit of `axis` each index of dimension `dim` of a parameter belongs to; -1 for none."""
         number = self.number(axis)

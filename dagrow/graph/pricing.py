@@ -21,7 +21,7 @@ class Cost(NamedTuple):
 def resized_cost(arch: Architecture, axis: str, units: int) -> Cost | None:
     """The cost of `arch` once `axis` has `units` units; None where only `resize` can tell, which may also refuse.
 
-    MACs of an affine node go with the entries of its weight, whatever the positions; where all that lives on the axis
+    MACs of an affine node go with the entries of its weight, as long as the positions stay; where all that lives on the axis
     lists its units plainly, one label an index, resizing can change no structure.
     """
     derived = arch.derived
@@ -29,6 +29,8 @@ def resized_cost(arch: Architecture, axis: str, units: int) -> Cost | None:
     if found is None or units < 2 or found.size < 2 or found.bilinear:
         return None
     number = derived.number(axis)
+    if not _at_units(arch, axis):
+        return None
     shapes: dict[str, tuple[int, ...]] = {}
     for slot in found.slots:
         table = derived.tables[slot.param, slot.axis]
@@ -52,3 +54,17 @@ def resized_cost(arch: Architecture, axis: str, units: int) -> Cost | None:
             if affine and param == f"{name}.weight":
                 macs += derived.macs[name] * after // before - derived.macs[name]
     return Cost(size, macs)
+
+
+def _at_units(arch: Architecture, axis: str) -> bool:
+    """Whether all that counts MACs is affine and has the axis as its units or among what it sums over: no number of positions changes."""
+    places = arch.derived.places(axis)
+    for name, dim in places:
+        for reader in (name, *arch.consumers[name]):
+            node = arch.nodes[reader]
+            if not arch.derived.macs[reader]:
+                continue
+            last = len(arch.shapes[name])
+            if node.rule.role != "affine" or dim != (last if node.rule.channels == -1 else node.rule.channels):
+                return False
+    return True
