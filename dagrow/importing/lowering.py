@@ -1,0 +1,253 @@
+"""Calls of the user's forward become nodes: by the mapping for that module or function, as an expression, or kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dagrow.importing.building import Builder
+from dagrow.importing.errors import ImportingError, Unfit
+from dagrow.importing.expressions import Steps, expression
+from dagrow.importing.mapping import FUNCTIONS, Ask, mapping_of
+from dagrow.importing.tracing import both
+from dagrow.importing.values import ROWS, Held, Leaf, Rows, Tree, batch_dim, held_in, mapped
+from dagrow.recorded import keep
+
+DROPOUTS = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
+# In training these do what no expression of what they do in evaluation says.
+FICKLE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+@dataclass
+class Lowering:
+    """Makes nodes in `build`. opaque: paths and classes to keep whole. trained: for each functional dropout, whether it is on in training.
+
+    kept: node -> why it is kept whole.
+    """
+
+    build: Builder
+    names: Mapping[int, str]
+    opaque: Collection[str | type] = ()
+    trained: list[bool] | None = None
+    dropouts: list[bool] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    # -- modules -----------------------------------------------------------------------------------------------------
+
+    def whole(self, path: str, module: nn.Module) -> str | None:
+        """Why a module is kept whole; None where it is not."""
+        if path in self.opaque or any(isinstance(k, type) and isinstance(module, k) for k in self.opaque):
+            return "as asked"
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            return "a recurrent network"
+        if nn.utils.parametrize.is_parametrized(module):
+            return "its parameters are parametrized"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "it has hooks"
+        return None
+
+    def leaf(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is looked at as one thing."""
+        return self.whole(path, module) is not None or mapping_of(module) is not None
+
+    def layer(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        self.build.path = path
+        result = both(module, args, kwargs)
+        reason = self.whole(path, module)
+        if reason is None:
+            ways = [lambda: mapping_of(module)(self._ask(type(module).__name__, module, args, kwargs, result))]
+            if not isinstance(module, FICKLE):
+                ways.append(lambda: self._expressed(type(module).__name__.lower(), module, args, kwargs, result))
+            made, reason = self._first(ways)
+            if reason is None:
+                return made
+        return self.keep_whole(path, module, args, kwargs, result, reason)
+
+    def keep_whole(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any, reason: str) -> Any:
+        """A node for each tensor that the module makes."""
+        build = self.build
+        build.path = path
+        key = keep(path, module)
+        inputs: list[Held] = []
+
+        def given(value):
+            if isinstance(value, Held):
+                solid = self.solid(value)
+                if solid.batch:
+                    solid = self._first_dim(solid)
+                at = next((k for k, x in enumerate(inputs) if x.node == solid.node), len(inputs))
+                if at == len(inputs):
+                    inputs.append(solid)
+                return ("in", at)
+            if isinstance(value, (bool, int, float, str, type(None))) and not isinstance(value, Rows):
+                return value
+            raise ImportingError(f"{path or 'the model'} is kept whole ({reason}), but called with a {type(value).__name__}", fix="give it tensors and numbers alone")
+
+        try:
+            positional, named = tuple(map(given, args)), tuple((k, given(v)) for k, v in kwargs.items())
+        except Unfit as error:
+            raise ImportingError(f"{path or 'the model'} is kept whole ({reason}), but reads what no node makes: {error}") from None
+        tensors = {f"module.{n}": Leaf(self.names.get(id(t)), t) for n, t in [*module.named_parameters(), *module.named_buffers()]}
+        macs = _macs(module, args, kwargs)
+
+        def node(held: Held, pick: tuple[int, ...]):
+            if batch_dim(held.sizes) != 0:
+                return held  # an error where it is used
+            attrs = {"key": key, "args": positional, "kwargs": named, "pick": pick, "made": held.shape, "macs": 0 if any(pick) else macs}
+            made = build.node("opaque", inputs, attrs, tensors, expected=held)
+            self.kept[made.node] = reason
+            return made
+
+        def walk(value, pick):
+            if isinstance(value, Held):
+                return node(value, pick)
+            if isinstance(value, (list, tuple)):
+                return tuple(walk(v, (*pick, k)) for k, v in enumerate(value))
+            return value
+
+        try:
+            return walk(result, ())
+        except Unfit as error:
+            raise ImportingError(f"{path or 'the model'}, a {type(module).__name__}, cannot be kept whole: {error}") from None
+
+    # -- functions ---------------------------------------------------------------------------------------------------
+
+    def function(self, path: str, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        self.build.path = path
+        if name in DROPOUTS:
+            return self._dropout(name, function, args, kwargs)
+        result = both(function, args, kwargs)
+        if not any(True for _ in mapped_held((args, kwargs))):
+            return self._of_parameters(name, function, args, kwargs, result)
+        ways = [lambda: self._expressed(name, function, args, kwargs, result)]
+        if name in FUNCTIONS:
+            ways.insert(0, lambda: FUNCTIONS[name](self._ask(name, None, args, kwargs, result)))
+        made, reason = self._first(ways)
+        if reason is not None:
+            raise ImportingError(f"dagrow has nothing for {name}: {reason}", fix=self.way_out())
+        return made
+
+    def way_out(self) -> str:
+        path = self.build.path
+        return f"keep the module whole: opaque=[{path!r}]" if path else "put it into a module of its own, and keep that whole with opaque=[…]"
+
+    def _dropout(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """On in training alone, as nearly all are: a node; never on: nothing."""
+        default = {"p": args[1] if len(args) > 1 else kwargs.get("p", 0.5), "training": args[2] if len(args) > 2 else kwargs.get("training", True)}
+        number = len(self.dropouts)
+        self.dropouts.append(bool(default["training"]))
+        trained = self.trained[number] if self.trained is not None and number < len(self.trained) else True
+        if self.trained is not None and not trained:
+            return args[0]
+        if name != "dropout" or (self.trained is not None and default["training"]):
+            raise ImportingError(f"dagrow has nothing for {name}{' that is on in evaluation' if name == 'dropout' else ''}", fix="use nn.Dropout")
+        x = self.solid(args[0])
+        if not default["p"]:
+            return x
+        try:
+            return self.build.node("dropout", [x], {"p": float(default["p"])}, expected=x, batch=x.batch, hint="dropout")
+        except Unfit as error:
+            raise ImportingError(f"dropout: {error}") from None
+
+    def _of_parameters(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
+        """A function of parameters, buffers and constants alone: it waits for what reads it."""
+        form = expression(name, function, self._named(args), self._named(kwargs), result)
+
+        def held(value, part):
+            if isinstance(value, Held):
+                value.form = part.form if isinstance(part, Held) else part
+                return value
+            return [held(v, p) for v, p in zip(value, part, strict=True)]
+
+        return held(result, form)
+
+    # -- ways --------------------------------------------------------------------------------------------------------
+
+    def _first(self, ways: list[Callable[[], Any]]) -> tuple[Any, str | None]:
+        """What the first way that fits makes, or why the last one does not."""
+        reason = "nothing fits"
+        for way in ways:
+            try:
+                with self.build.attempt():
+                    return way(), None
+            except Unfit as error:
+                reason = str(error)
+        return None, reason
+
+    def _ask(self, name: str, module: nn.Module | None, args: tuple, kwargs: dict, result: Any) -> Ask:
+        return Ask(self, name, module, args, kwargs, result)
+
+    def _named(self, value: Any) -> Any:
+        """With the user's tensors as leaves."""
+        return mapped(value, lambda v: Leaf(self.names.get(id(v)), v) if isinstance(v, Tensor) else v)
+
+    def _expressed(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
+        form = self.renamed(expression(name, function, args, kwargs, result))
+        hint = "".join(c for c in name if c.isalnum() or c == "_").strip("_") or "call"
+
+        def made(value, part):
+            return self.placed(value, part, hint) if isinstance(value, Held) else [made(v, p) for v, p in zip(value, part, strict=True)]
+
+        return made(result, form)
+
+    def renamed(self, form: Any) -> Any:
+        """With the user's names on the leaves."""
+        if isinstance(form, Leaf):
+            return form if form.name else Leaf(self.names.get(id(form.tensor)), form.tensor)
+        if isinstance(form, Tree):
+            return form._replace(args=tuple(map(self.renamed, form.args)), kwargs=tuple((k, self.renamed(v)) for k, v in form.kwargs))
+        return [self.renamed(v) for v in form] if isinstance(form, (list, tuple)) else form
+
+    def placed(self, result: Held, form: Any, hint: str) -> Held:
+        """`result` as computed by `form`: by a node of its own where the batch is a dimension of its own, else by what reads it."""
+        if isinstance(form, Held):
+            return form
+        sizes = result.sizes
+        if not any(isinstance(n, Rows) for n in sizes):
+            raise Unfit(f"{hint} makes one result of all rows of a batch")
+        result.form = form
+        return result if batch_dim(sizes) is None else self.solid(result, hint)
+
+    def solid(self, held: Held, hint: str = "call") -> Held:
+        """A held tensor as a node's output; a node is made where it waits for one. Raises Unfit."""
+        if held.node is not None:
+            return held
+        if held.form is None:
+            raise Unfit("nothing makes it")
+        batch = batch_dim(held.sizes)
+        if batch is None:
+            raise Unfit("the batch is not a dimension of its own")
+        form = held.form if not batch else Tree("movedim", (held.form, batch, 0))
+        if not isinstance(form, Tree):
+            raise Unfit("it is a parameter")
+        steps = Steps(form)
+        made = self.build.node("call", steps.inputs, steps.attrs, steps.own if steps.own else None, expected=held, batch=batch, hint=hint)
+        self.build.undo.append(lambda: vars(held).update(node=None))
+        held.node, held.batch = made.node, batch
+        return held
+
+    def _first_dim(self, held: Held) -> Held:
+        """With the batch first in the user's tensor, too."""
+        raise Unfit("its batch does not come first")
+
+
+def mapped_held(value: Any) -> list[Held]:
+    """The held tensors, made by nodes or of such, among arguments."""
+    found: list[Held] = []
+    mapped(value, lambda v: found.extend([v]) if isinstance(v, Held) and (v.node is not None or any(True for _ in held_in(v.form))) else None)
+    return found
+
+
+def _macs(module: nn.Module, args: tuple, kwargs: dict) -> int:
+    """Of one row, as torch counts them."""
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(*mapped(args, lambda v: v.values[0] if isinstance(v, Held) else v), **mapped(kwargs, lambda v: v.values[0] if isinstance(v, Held) else v))
+        return counter.get_total_flops() // (2 * ROWS[0])
+    except (RuntimeError, TypeError, ValueError):
+        return 0

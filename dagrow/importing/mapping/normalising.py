@@ -1,0 +1,51 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dagrow.importing.errors import Unfit
+from dagrow.importing.mapping import Ask, function, layer
+
+
+@layer(nn.BatchNorm1d, nn.BatchNorm2d)
+def batch_norm(ask: Ask):
+    m = ask.module
+    if not m.affine or not m.track_running_stats or m.momentum is None:
+        raise Unfit("a batch norm without parameters or running statistics")
+    return ask.node("batchnorm", [ask.map], {"eps": m.eps, "momentum": m.momentum},
+                    ask.tensors("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))  # fmt: skip
+
+
+@layer(nn.LayerNorm)
+def layer_norm(ask: Ask):
+    m, x = ask.module, ask.x
+    if m.elementwise_affine and m.bias is None:
+        raise Unfit("a layer norm without bias")
+    dims = len(m.normalized_shape)
+    if x.batch > len(x.shape) - dims:
+        raise Unfit("over the batch")
+    return ask.node("layernorm", [x], {"dims": dims, "eps": m.eps, "affine": m.elementwise_affine}, ask.tensors("weight", "bias"))
+
+
+@function("layer_norm")
+def layer_norm_function(ask: Ask):
+    given, x = ask.bound("normalized_shape", weight=None, bias=None, eps=1e-5), ask.x
+    if (given["weight"] is None) != (given["bias"] is None):
+        raise Unfit("a layer norm without bias")
+    tensors = {k: ask.leaf(given[k]) for k in ("weight", "bias") if given[k] is not None}
+    return ask.node("layernorm", [x], {"dims": len(given["normalized_shape"]), "eps": given["eps"], "affine": bool(tensors)}, tensors)
+
+
+@layer(nn.GroupNorm)
+def group_norm(ask: Ask):
+    m = ask.module
+    return ask.node("groupnorm", [ask.map], {"groups": m.num_groups, "eps": m.eps, "affine": m.affine}, ask.tensors("weight", "bias"))
+
+
+@layer(nn.InstanceNorm1d, nn.InstanceNorm2d)
+def instance_norm(ask: Ask):
+    m = ask.module
+    if m.track_running_stats:
+        raise Unfit("an instance norm with running statistics")
+    return ask.node("instancenorm", [ask.map], {"eps": m.eps, "affine": m.affine}, ask.tensors("weight", "bias"))
