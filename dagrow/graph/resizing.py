@@ -16,7 +16,7 @@ from dagrow.errors import GraphError, nearest
 from dagrow.graph.architecture import Architecture
 from dagrow.graph.axes import Axis, Derived, Table
 from dagrow.graph.node import Node
-from dagrow.graph.zeros import zero_slots
+from dagrow.graph.zeros import numbers_stay, zero_slots
 
 MOST = 2**20
 
@@ -90,7 +90,8 @@ def resize(arch: Architecture, keep: Mapping[str, Sequence[int]]) -> Rewrite | R
             return Refusal(f"the units of {param} axis {axis} change their structure", _nodes(derived, wanted))
         if not np.array_equal(index, np.arange(len(old.codes))):
             moves.append(Move(param, axis, tuple(index.tolist())))
-    return Rewrite(new, tuple(moves), zero_slots(arch, wanted))
+    zero = zero_slots(arch, wanted)
+    return Rewrite(new, tuple(moves), zero if zero is None or numbers_stay(arch, new) else None)
 
 
 def transfer(rewrite: Rewrite, old: Mapping[str, Tensor], newborn: Mapping[str, Tensor] | float) -> dict[str, Tensor]:

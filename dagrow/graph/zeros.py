@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagrow.graph.node import Node, build
+from dagrow.graph.trace import Step, recipe
 
 if TYPE_CHECKING:
     from dagrow.graph.architecture import Architecture
@@ -57,6 +58,27 @@ def _silences(arch: Architecture, axis: Axis, writer: str) -> bool:
         elif inputs and name in carrying and all(i in silent for i in inputs) and _keeps_zero(node, tuple(arch.shapes[i] for i in node.inputs)):
             silent.add(name)
     return True
+
+
+def numbers_stay(arch: Architecture, new: Architecture) -> bool:
+    """Whether no number that a node calculates with follows a size, as where attention divides by the root of its width.
+
+    `new` is `arch` at other sizes. Numbers are all that are no tensors in what the nodes run; whole ones only where the op is
+    elementwise: elsewhere they are sizes and places.
+    """
+    for name, node in arch.nodes.items():
+        before, after = ([a.shapes[i] for i in node.inputs] for a in (arch, new))
+        if node.op == "input" or (before == after and arch.shapes[name] == new.shapes[name] and node == new.nodes[name]):
+            continue
+        steps = [recipe(a.nodes[name], name, shapes).steps for a, shapes in ((arch, before), (new, after))]
+        if len(steps[0]) != len(steps[1]) or any(_numbers(a) != _numbers(b) for a, b in zip(*steps, strict=True)):
+            return False
+    return True
+
+
+def _numbers(step: Step) -> tuple:
+    kinds = (int, float, complex) if torch.Tag.pointwise in step.func.tags else (float, complex)
+    return (step.func, *(v for v in (*step.args, *step.kwargs.values()) if isinstance(v, kinds)))
 
 
 def _keeps_zero(node: Node, shapes: tuple[tuple[int, ...], ...]) -> bool:
