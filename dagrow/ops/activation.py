@@ -116,9 +116,9 @@ class Elu(Op):
 
     @staticmethod
     def build(attrs, shape):
-        from torch.nn import functional
+        from torch import nn
 
-        return lambda x: functional.elu(x, attrs.alpha)
+        return nn.ELU(attrs.alpha)
 
 
 @REGISTRY.register("selu")
@@ -147,9 +147,9 @@ class Softplus(Op):
 
     @staticmethod
     def build(attrs, shape):
-        from torch.nn import functional
+        from torch import nn
 
-        return lambda x: functional.softplus(x, attrs.beta, attrs.threshold)
+        return nn.Softplus(attrs.beta, attrs.threshold)
 
 
 @REGISTRY.register("hardswish")
@@ -226,6 +226,6 @@ class Hardtanh(Op):
 
     @staticmethod
     def build(attrs, shape):
-        from torch.nn import functional
+        from torch import nn
 
-        return lambda x: functional.hardtanh(x, attrs.low, attrs.high)
+        return nn.Hardtanh(attrs.low, attrs.high)
