@@ -187,6 +187,25 @@ def _stacked():
     }  # fmt: skip
 
 
+def _transformer():
+    """Attention and feed-forward on a residual stream of tokens (Vaswani et al. 2017, normalised first)."""
+    return {
+        "x": of("input", shape=(3, 2)), "stem": of("token_linear", "x", width=4), "p": of("position", "stem"), "n": of("layernorm", "p"),
+        "q": of("token_linear", "n", width=4), "k": of("token_linear", "n", width=4), "v": of("token_linear", "n", width=4),
+        "at": of("attention", "q", "k", "v", heads=2), "o": of("token_linear", "at", width=4), "s": of("add", "p", "o"), "m": of("layernorm", "s"),
+        "up": of("token_linear", "m", width=3), "a": of("gelu", "up"), "down": of("token_linear", "a", width=4), "l": of("layer_scale", "down", dim=-1),
+        "t": of("add", "s", "l"), "g": of("mean", "t", dims=(1,)), "y": of("linear", "g", width=3),
+    }  # fmt: skip
+
+
+def _words():
+    """Numbers of things, not numbers."""
+    return {
+        "x": of("input", shape=(4,)), "e": of("embedding", "x", vocabulary=5, width=3), "h": of("token_linear", "e", width=4), "a": of("tanh", "h"),
+        "k": of("token_linear", "a", width=2), "f": of("flatten", "k"), "y": of("linear", "f", width=3),
+    }  # fmt: skip
+
+
 def _linear():
     return {"x": of("input", shape=(4,)), "y": of("linear", "x", width=3)}
 
@@ -195,7 +214,7 @@ NETWORKS = {
     f.__name__[1:]: Architecture(f(), {_ends: ("y", "aux", "z")}.get(f))
     for f in (
         _mlp, _residual, _concat, _conv, _depthwise, _shared, _sequence, _twice, _grouped, _multiplier, _stacked, _linear,
-        _tokens, _mixer, _patches, _gated, _inverted, _unet, _tied, _ends,
+        _tokens, _mixer, _patches, _gated, _inverted, _unet, _tied, _ends, _transformer, _words,
     )
 }  # fmt: skip
 RANDOM = SCORERS.get("random")(SCORERS.get("random").Options())
@@ -226,6 +245,9 @@ def weights_for(arch: Architecture, seed: int = 0) -> dict[str, Tensor]:
 def fold_for(arch: Architecture, task: str, rows: int = 40, seed: int = 0) -> Fold:
     generator = torch.Generator().manual_seed(seed + 100)
     x = torch.randn(rows, *arch.shapes[arch.inputs[0]], generator=generator, dtype=torch.float64)
+    for reader in (arch.nodes[r] for r in arch.consumers[arch.inputs[0]]):
+        if reader.op == "embedding":
+            x = torch.randint(0, reader.attrs.vocabulary, x.shape, generator=generator)
     width = arch.shapes[arch.outputs[0]][0]
     if task == "classification":
         return Fold(x, torch.randint(0, width, (rows,), generator=generator))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, sites_of, weights_for
 
+from dagrow.measure import Units
 from dagrow.measure import evidence as measuring
 from dagrow.measure.evidence import bytes_needed, observe
 from dagrow.measure.layout import width
@@ -21,6 +22,8 @@ def widened(name: str):
     """(site's form, sources, pass, readers in the metric 1, moments [sources, units, width]) where units can be carried."""
     seen = evidence_for(NETWORKS[name], rows=12).train
     for _, _, site in sites_of(NETWORKS[name], "widen"):
+        if not isinstance(site.form, Units):
+            continue
         try:
             sources = sources_of(seen, site.form)
             exact = linear_moments(site.form, sources, seen)

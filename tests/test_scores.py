@@ -33,6 +33,8 @@ def proposals(name: str, task: str, by: str, units: int = 2, kinds=GROWING, rows
     arch = NETWORKS[name]
     evidence = evidence_for(arch, task, rows=rows)
     for edit, options, site in sites_of(arch, *kinds):
+        if site.form.trial:  # no derivative speaks of it
+            continue
         chosen = serving(scorer(by), site.form)
         proposal = chosen.propose(evidence, site, units, (0, "test"))
         if proposal.status == "ok":

@@ -39,6 +39,8 @@ def test_prune_undoes_widen_bit_for_bit(name):
     prune = REGISTRY.get("prune")
     for part, _ in proposed(arch, "widen"):
         axis, size = part.site.detail
+        if part.site.form.trial:  # the edit kit undoes those
+            continue
         grown = done(arch, part, weights)
         back = next(s for s in prune.match(grown.arch, prune.Options()) if s.where == part.site.where)
         cut = apply(grown.arch, grown.full, {}, {}, [Part(prune, prune.Options(), back, Proposal(keep=tuple(range(size))))], (0,))
