@@ -2,7 +2,7 @@
 
 >>> import dagrow
 >>> sorted(name for name in dir(dagrow) if not name.startswith("_"))
-['Architecture', 'Grower', 'Node', 'load', 'resize', 'resume', 'score', 'search']
+['Architecture', 'Grower', 'Node', 'from_torch', 'load', 'resize', 'resume', 'score', 'search']
 
 Everything is loaded when it is first used: importing dagrow does not import torch.
 """
@@ -13,6 +13,7 @@ from importlib import import_module
 
 _HOMES = {
     "Architecture": "dagrow.report", "Grower": "dagrow.grower", "Node": "dagrow.graph", "resize": "dagrow.graph",
+    "from_torch": "dagrow.importing",
     "load": "dagrow.api", "resume": "dagrow.api", "score": "dagrow.api", "search": "dagrow.api",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0604

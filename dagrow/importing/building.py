@@ -165,7 +165,8 @@ class Builder:
             if self.leads.setdefault(id(leaf.tensor), lead) != lead:
                 raise Unfit("it shares a tensor of another shape")
             self.leaves[name][local] = leaf
-            held[key] = nn.Parameter(tensor, False) if isinstance(old, nn.Parameter) else tensor.clone()
+            # torch chooses kernels by what requires gradients, too.
+            held[key] = nn.Parameter(tensor, tensor.is_floating_point()) if isinstance(old, nn.Parameter) else tensor.clone()
         if isinstance(module, Recorded):
             module.filled()
         self.nodes[name] = node
