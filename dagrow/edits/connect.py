@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.branch import Branch, Frame, link
 from dagrow.edits.wiring import add_to, fresh_name, joins
@@ -15,6 +19,8 @@ from dagrow.scores import Proposal
 @REGISTRY.register("connect")
 class Connect(Edit):
     """Adds a direct connection: a linear map (1x1 convolution on maps) from any tensor into a later pre-activation."""
+
+    undone_by = ("remove",)
 
     class Options(EditOptions):
         """`where` is matched against the target's name."""
@@ -40,6 +46,10 @@ class Connect(Edit):
         name = fresh_name(arch, "link")
         nodes = _branch(arch, source, target, stride).named(name, source)
         return Rewrite(add_to(arch, target, nodes, name), (), ((f"{name}.weight", 0),))
+
+    @staticmethod
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
+        return None if proposal.shift else ("remove", fresh_name(arch, "link"), Proposal())
 
 
 def _branch(arch: Architecture, source: str, target: str, stride: int) -> Branch:

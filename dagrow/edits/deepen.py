@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pydantic
+from torch import Tensor
 
 from dagrow import ops
 from dagrow.edits import REGISTRY, Edit, EditOptions
@@ -19,6 +22,8 @@ from dagrow.scores import Proposal
 @REGISTRY.register("deepen")
 class Deepen(Edit):
     """Adds a hidden layer beside what is there: from any tensor, through new units, into any later pre-activation."""
+
+    undone_by = ("remove",)
 
     class Options(EditOptions):
         units: tuple[Count, ...] | Count = pydantic.Field(4, description="units of the new layer; a list offers each")
@@ -66,6 +71,10 @@ class Deepen(Edit):
         name = fresh_name(arch, "h")
         nodes = _branch(arch, site.detail, proposal.units).named(name, site.detail[0])
         return Rewrite(add_to(arch, site.detail[1], nodes, f"{name}.out"), (), ((f"{name}.out.weight", 1),))
+
+    @staticmethod
+    def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
+        return None if proposal.shift else ("remove", f"{fresh_name(arch, 'h')}.out", Proposal())
 
 
 def _branch(arch: Architecture, detail: tuple, units: int) -> Branch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.edits.shares import Shared, activations, columns_of, given_over, shared
+from dagrow.edits.shares import Shared, activations, columns_of, fed, given_over, shared
 from dagrow.edits.widen import Count, numbers
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.measure import Pass
@@ -36,7 +36,7 @@ class Merge(Edit):
     def match(arch: Architecture, options) -> Iterator[Site]:
         for axis in arch.axes.values():
             share = shared(arch, axis)
-            if share is None or None in share.carriers or not options.covers(axis.id, *(u.node for u in axis.writes)):
+            if share is None or not options.covers(axis.id, *(u.node for u in axis.writes)):
                 continue
             units = tuple(sorted({u for u in numbers(options.units) if u <= axis.size - options.min}))
             if units:
@@ -60,9 +60,9 @@ def _plan(axis: str, share: Shared, seen: Pass, units: int) -> Proposal:
     arch, found = seen.arch, seen.arch.axes[axis]
     size, moments, sizes = found.size, [], []
     for slot, carrier in zip(share.slots, share.carriers, strict=True):
-        h = activations(seen, found, *carrier)
+        h = fed(arch, found, share, seen.weights) if carrier is None else activations(seen, found, *carrier)
         if h is None:
-            return Proposal("unsupported", f"units of {axis} have more places in {carrier[0]} than others")
+            return Proposal("unsupported", f"units of {axis} have more places in {carrier[0] if carrier else axis} than others")
         moments.append(h @ h.T / h.shape[1])
         weight = seen.weights[slot[0]].double().movedim(slot[1], 0)
         sizes.append(torch.stack([weight[there].square().sum() for there in columns_of(arch, found, slot)]))

@@ -103,6 +103,18 @@ def activations(seen: Pass, axis: Axis, node: str, dim: int) -> Tensor | None:
     return value[torch.tensor(np.stack(order))].flatten(1)
 
 
+def fed(arch: Architecture, axis: Axis, share: Shared, weights: Mapping[str, Tensor]) -> Tensor | None:
+    """What makes the units, where no node carries them: the parameters by which nothing is shared, [units, values], fp64."""
+    parts = []
+    for slot in axis.slots:
+        if (slot.param, slot.axis) not in share.slots and slot.param in arch.params:
+            places, weight = columns_of(arch, axis, (slot.param, slot.axis)), weights[slot.param].detach().double().movedim(slot.axis, 0)
+            parts.append([weight[there].flatten() for there in places])
+    if any(len({len(row) for row in part}) != 1 for part in parts):
+        return None
+    return torch.cat([torch.stack(part) for part in parts], 1) if parts else None
+
+
 def columns_of(arch: Architecture, axis: Axis, slot: tuple[str, int]) -> list[Tensor]:
     """For each unit its indices along a parameter's axis."""
     which = np.array(arch.derived.units(axis.id, *slot))

@@ -64,8 +64,8 @@ class Widen(Edit):
     @staticmethod
     def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
         made = Widen.rewrite(arch, site, proposal)
-        if isinstance(made, Refusal) or made.settle is not None:
-            return None  # what a layer norm's scale was is known up to rounding
+        if isinstance(made, Refusal) or made.settle is not None or proposal.shift:
+            return None  # what a layer norm's scale was is known up to rounding, and so is what gave way
         return "prune", site.where, Proposal(units=proposal.units, keep=tuple(range(site.detail[1])))
 
 

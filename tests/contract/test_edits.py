@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import axis_oracles
@@ -10,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import random_network
-from seen_networks import LOSSES, NETWORKS, RANDOM, close, done, evidence_for, fold_for, proposed, run, sites_of, weights_for
+from seen_networks import LOSSES, NETWORKS, RANDOM, close, done, evidence_for, fold_for, of, proposed, run, sites_of, weights_for
 
-from dagrow.applying import Part, apply
-from dagrow.compiler import compile_architecture, parameters_by_name
+from dagrow.applying import Applied, Part, apply
+from dagrow.compiler import compile_architecture, parameters_by_name, with_source
 from dagrow.edits import REGISTRY
 from dagrow.graph import Architecture, Refusal, Rewrite
 from dagrow.measure.sites import Site
@@ -21,9 +22,36 @@ from dagrow.propose import NULL, Limits, propose, sites
 from dagrow.scores import Proposal
 
 each_edit = pytest.mark.parametrize("kind", list(REGISTRY))
-few = settings(max_examples=7)
+few = settings(max_examples=5)
+
+
+def _transformer(**layer):
+    """Positions, layer norms, attention of two heads, and a feed-forward layer or a mixture of experts."""
+    forward = {"down": of("moe", "n2", **layer)} if layer else {
+        "up": of("token_linear", "n2", width=5), "act": of("gelu", "up"), "down": of("token_linear", "act", width=6),
+    }  # fmt: skip
+    return Architecture({
+        "x": of("input", shape=(4, 3)), "emb": of("token_linear", "x", width=6), "pos": of("position", "emb"), "n1": of("layernorm", "pos"),
+        "q": of("token_linear", "n1", width=4), "k": of("token_linear", "n1", width=4), "v": of("token_linear", "n1", width=6),
+        "att": of("attention", "q", "k", "v", heads=2), "o": of("token_linear", "att", width=6), "s1": of("add", "pos", "o"),
+        "n2": of("layernorm", "s1"), **forward, "s2": of("add", "s1", "down"), "n3": of("layernorm", "s2"), "cls": of("mean", "n3", dims=(1,)),
+        "y": of("linear", "cls", width=3),
+    })  # fmt: skip
+
+
+def _groups():
+    return Architecture({
+        "x": of("input", shape=(2, 5, 5)), "c": of("conv2d", "x", channels=6, kernel=3), "n": of("groupnorm", "c", groups=3), "a": of("tanh", "n"),
+        "g": of("global_avg_pool", "a"), "y": of("linear", "g", width=3),
+    })  # fmt: skip
+
+
+ALL = NETWORKS | {
+    "transformer": _transformer(), "all_experts": _transformer(experts=2, hidden=3, top=2), "some_experts": _transformer(experts=3, hidden=2, top=2),
+    "groups": _groups(),
+}  # fmt: skip
 any_network = st.one_of(
-    st.sampled_from(sorted(NETWORKS)).map(NETWORKS.get), st.integers(0, 2**20).map(random_network),
+    st.sampled_from(sorted(ALL)).map(ALL.get), st.integers(0, 2**20).map(random_network),
     st.integers(0, 40).map(lambda s: with_branches(s)),
 )  # fmt: skip
 
@@ -44,7 +72,7 @@ def with_branches(seed: int) -> Architecture:
 def test_it_matches_somewhere(kind):
     """A new edit needs a network that it applies to."""
     every = ({}, *REGISTRY.get(kind).examples)
-    assert any(sites_of(arch, kind, **given) for arch in [*NETWORKS.values(), *map(with_branches, range(12))] for given in every)
+    assert any(sites_of(arch, kind, **given) for arch in [*ALL.values(), *map(with_branches, range(12))] for given in every)
 
 
 @each_edit
@@ -153,11 +181,66 @@ def test_everything_still_trains(kind, arch):
     for part, weights in proposed(arch, kind, smooth=True)[:3]:
         made = done(arch, part, weights)
         dying = any(node.op == "relu" for node in arch.nodes.values())
-        for n, g in grads(made.arch, made.full).items():
+        found = grads(made.arch, made.full)
+        if part.proposal.status == "trial":  # what starts at zero, or as copies, may hold back others: for one step
+            found = grads(made.arch, {n: w - 0.1 * found[n] if n in found and found[n] is not None else w for n, w in made.full.items()})
+        for n, g in found.items():
             assert g is not None and bool(torch.isfinite(g).all()), (part.site.key, n)
             # A bias before a batch norm has none; a ReLU may be dead on all rows.
             if not dying and (n not in seen or float(seen[n].abs().max()) > 1e-10):
                 assert float(g.abs().max()) > 0, (part.site.key, n)
+
+
+growing = pytest.mark.parametrize("kind", [k for k in REGISTRY if REGISTRY.get(k).undone_by])
+
+
+@growing
+@few
+@given(arch=any_network)
+def test_what_undoes_an_edit_gives_the_same_bits(kind, arch):
+    """The edit that is named finds the place, and leaves the network that was there, names of new nodes aside."""
+    for part, weights in proposed(arch, kind):
+        made = done(arch, part, weights)
+        found = part.edit.undo(arch, part.site, part.proposal, made.full)
+        if found is None:
+            rewrite = part.edit.rewrite(arch, part.site, part.proposal)
+            assert rewrite.settle is not None, part.site.key  # what was scaled
+            continue
+        name, where, proposal = found
+        assert name in part.edit.undone_by
+        back = REGISTRY.get(name)
+        site = next((s for s in back.match(made.arch, back.Options()) if s.where == where), None)
+        assert site is not None, (part.site.key, name, where)
+        again = apply(made.arch, made.full, {}, {}, [Part(back, back.Options(), site, proposal)], (0, "undo"))
+        assert isinstance(again, Applied), (part.site.key, again)
+        assert again.arch.same_form(arch), part.site.key
+        names = dict(zip(again.arch.order, arch.order, strict=True)) if again.arch != arch else {n: n for n in arch.order}
+        for node, old in names.items():
+            for local, full in again.arch.formed.locals[node].items():
+                assert torch.equal(again.full[full], weights[arch.formed.locals[old][local]]), (part.site.key, full)
+
+
+@growing
+def test_every_growing_edit_is_undone_somewhere(kind):
+    edit = REGISTRY.get(kind)
+    assert any(
+        edit.undo(arch, part.site, part.proposal, done(arch, part, weights).full) is not None for arch in ALL.values() for part, weights in proposed(arch, kind)
+    )
+
+
+@each_edit
+@settings(max_examples=2)
+@given(arch=any_network)
+def test_what_an_edit_makes_is_the_same_in_torchscript(kind, arch):
+    x = fold_for(arch, "classification", 3).x
+    for part, weights in proposed(arch, kind)[-1:]:
+        made = done(arch, part, weights)
+        model = compile_architecture(made.arch, made.full).eval()
+        with warnings.catch_warnings(), with_source(model), torch.no_grad():
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is", DeprecationWarning)
+            eager, scripted = model(x), torch.jit.script(model)(x)
+        for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (scripted, eager)), strict=True):
+            close(a, b, 1e-12)
 
 
 @each_edit
