@@ -183,8 +183,13 @@ def _size(table: Table, old: Sequence[int], new: Mapping[int, int]) -> int:
     """How many indices a label has once the axes have their new sizes."""
     total = 0
     for axes, count in table.groups:
-        total += count * math.prod(new.get(a, old[a]) for a in axes) // math.prod(old[a] for a in axes)
+        total += count * _ways(axes, [new.get(a, old[a]) for a in axes]) // _ways(axes, [old[a] for a in axes])
     return total
+
+
+def _ways(axes: Sequence[int], sizes: Sequence[int]) -> int:
+    """In how many ways each of the axes gives one unit; one that stands there twice gives two different ones."""
+    return math.prod(size - axes[:k].count(a) for k, (a, size) in enumerate(zip(axes, sizes, strict=True)))
 
 
 def _torn(derived: Derived, old: Sequence[int], new: Mapping[int, int]) -> Refusal | None:
@@ -192,7 +197,7 @@ def _torn(derived: Derived, old: Sequence[int], new: Mapping[int, int]) -> Refus
     resized = {a for a, size in new.items() if size != old[a]}
     for (name, k), table in (*derived.tables.items(), *derived.outputs.items()):
         for axes, count in table.groups:
-            if not resized.isdisjoint(axes) and count % math.prod(old[a] for a in axes):
+            if not resized.isdisjoint(axes) and count % _ways(axes, [old[a] for a in axes]):
                 return Refusal(f"dimension {k} of {name} has some of the units only", (name,) if name in derived.shapes else derived.owners[name])
     return None
 
@@ -328,11 +333,13 @@ def _plain(table: Table) -> int | None:
 
 
 def _codes(rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """(how many distinct rows, the number of each row's kind); the order within a row does not matter."""
+    """(how many distinct rows, the number of each row's kind). The order of axes within a row does not matter; of two units
+    of one axis, as where a channel shuffle leads groups into groups, it says which is which."""
     if rows.shape[1] == 1:
         kinds, where = np.unique(rows[:, 0], return_inverse=True)
     else:
-        kinds, where = np.unique(np.sort(rows, 1), axis=0, return_inverse=True)
+        laid = np.take_along_axis(rows, np.argsort(rows >> 32, 1, kind="stable"), 1)
+        kinds, where = np.unique(laid, axis=0, return_inverse=True)
     return len(kinds), where.reshape(-1)
 
 
