@@ -161,7 +161,7 @@ WHERE = [
 @settings(max_examples=200)
 def test_absurd_sizes_are_refused_before_anything_is_allocated(where: int, a: int, b: int) -> None:
     text = WHERE[where].format(a=a, b=b)
-    started = time.perf_counter()
+    started = time.thread_time()
     try:
         made = spec.load(text)
         check.check_names(made)
@@ -170,8 +170,8 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(where: int, a: in
         assert all(p.line for p in error.problems)
     else:
         assert where != 0 or max(a, b) <= 2**20
-    # 50 ms where nothing else runs; the limit here only tells refusing from allocating
-    assert time.perf_counter() - started < 1
+    # of the processor; some 10 ms: the limit here only tells refusing from allocating
+    assert time.thread_time() - started < 1
 
 
 @given(st.integers(0, 2**32))

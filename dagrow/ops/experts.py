@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import pydantic
 
 from dagrow.errors import GraphError
 from dagrow.ops import REGISTRY, Example, Op, Size, Steady, need_rank
 from dagrow.registry import Options
+
+# Of all experts together; which expert each belongs to is followed one by one.
+MOST_UNITS = 2**16
 
 
 @REGISTRY.register("moe")
@@ -33,14 +37,20 @@ class Experts(Op):
         hidden: Size
         top: int = pydantic.Field(2, strict=True, ge=2, le=2**20)
         width: Size | None = None
-        act: str = "gelu"
+        act: Annotated[str, pydantic.Field(max_length=64)] = "gelu"
+
+        @pydantic.model_validator(mode="after")
+        def _fits(self):
+            if self.experts * self.hidden > MOST_UNITS:
+                raise ValueError(f"{self.experts} experts of {self.hidden} units have more than {MOST_UNITS:,}")
+            return self
 
     @staticmethod
     def build(attrs, shape):
         need_rank("moe", shape, (1, 2, 3), "a vector, or features as the last dimension")
+        if attrs.act not in REGISTRY or REGISTRY.get(attrs.act).role != "activation":
+            raise GraphError(f"moe: {attrs.act!r} is no activation", fix="dagrow ops lists them")
         act = REGISTRY.get(attrs.act)
-        if act.role != "activation":
-            raise GraphError(f"moe: {attrs.act!r} is no activation")
         width = attrs.width or shape[-1]
         from dagrow.modules import Mixture
 
