@@ -235,6 +235,9 @@ class Trace:
 
     def _follow(self, node: Node, made: Recipe, inputs: list[Labelled]) -> Labelled:
         held = dict(enumerate([*inputs, *(self._leaf(node, *leaf) for leaf in made.leaves)]))
+        if node.rule.closed:
+            self.give_up(node.rule.called(node.attrs), [label for x in held.values() for label in x.labels], said=True)
+            return Labelled(made.shape, (None,) * len(made.shape))
         held.update((k, Labelled(s, (None,) * len(s))) for k, s in made.consts.items())
         for step in made.steps:
             seen: list[Labelled] = []
@@ -263,10 +266,10 @@ class Trace:
 
     # For rules
 
-    def give_up(self, func, labels: list[Label]) -> None:
-        """What is not understood is frozen, and reported."""
+    def give_up(self, func, labels: list[Label], said: bool = False) -> None:
+        """What is not understood is frozen, and reported; `said`: though nothing could have been resized there."""
         live = [label for label in labels if label is not None]
-        if live:
+        if live or said:
             self.opaque.setdefault(str(func), {})[self.node] = None
         for label in live:
             self.cells.freeze(label)
