@@ -112,12 +112,12 @@ def keep(path: str, module: nn.Module) -> str:
 
 
 class Kept(Recorded):
-    """A module that nothing is known of, with the arguments it is called with and which of its outputs is taken.
+    """A module that nothing is known of, with the arguments it is called with, which of its outputs is taken, and where that has its batch.
 
     On the meta device, where it may not run, it only says that it makes `made` (without the batch).
     """
 
-    def __init__(self, key: str, args: Sequence, kwargs: Sequence, pick: Sequence[int], made: Sequence[int]):
+    def __init__(self, key: str, args: Sequence, kwargs: Sequence, pick: Sequence[int], made: Sequence[int], batch: int = 0):
         super().__init__()
         if key not in _KEPT:
             name = key.partition("#")[0].replace("=", ", a ")
@@ -128,7 +128,7 @@ class Kept(Recorded):
         module = copy.deepcopy(_KEPT[key])
         device = torch.get_default_device()
         self.module = module.to(device) if device.type == "meta" else module
-        self.args, self.kwargs, self.pick, self.made = tuple(args), tuple(kwargs), tuple(pick), tuple(made)
+        self.args, self.kwargs, self.pick, self.made, self.batch = tuple(args), tuple(kwargs), tuple(pick), tuple(made), batch
 
     def work(self, held: Held, *inputs):
         def value(form):
@@ -137,7 +137,7 @@ class Kept(Recorded):
         out = held.call("module", *map(value, self.args), **{k: value(v) for k, v in self.kwargs})
         for place in self.pick:
             out = out[place]
-        return out
+        return out.movedim(self.batch, 0) if self.batch else out
 
     def filled(self) -> None:
         for part in self.module.modules():

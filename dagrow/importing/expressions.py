@@ -206,6 +206,8 @@ class Steps:
         return form
 
     def _held(self, held: Held) -> Any:
+        if held.mixed:
+            raise Unfit("it depends on all rows of a batch together")
         if held.node is None:
             return self.form(held.form)
         at = next((k for k, x in enumerate(self.inputs) if x.node == held.node), None)

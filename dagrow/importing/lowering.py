@@ -96,10 +96,12 @@ class Lowering:
         macs = _macs(module, args, kwargs)
 
         def node(held: Held, pick: tuple[int, ...]):
-            if batch_dim(held.sizes) != 0:
+            batch = batch_dim(held.sizes)
+            if batch is None:
                 return held  # an error where it is used
-            attrs = {"key": key, "args": positional, "kwargs": named, "pick": pick, "made": held.shape, "macs": 0 if any(pick) else macs}
-            made = build.node("opaque", inputs, attrs, tensors, expected=held)
+            shape = Held(held.values, batch=batch).shape
+            attrs = {"key": key, "args": positional, "kwargs": named, "pick": pick, "made": shape, "batch": batch, "macs": 0 if any(pick) else macs}
+            made = build.node("opaque", inputs, attrs, tensors, expected=held, batch=batch)
             self.kept[made.node] = reason
             return made
 
@@ -208,9 +210,7 @@ class Lowering:
         if isinstance(form, Held):
             return form
         sizes = result.sizes
-        if not any(isinstance(n, Rows) for n in sizes):
-            raise Unfit(f"{hint} makes one result of all rows of a batch")
-        result.form = form
+        result.form, result.mixed = form, not any(isinstance(n, Rows) for n in sizes)
         return result if batch_dim(sizes) is None else self.solid(result, hint)
 
     def solid(self, held: Held, hint: str = "call") -> Held:

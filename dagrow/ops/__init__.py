@@ -83,7 +83,8 @@ class Op:
     or "other". channels: the dimension of the output, batch included, that an affine op's units lie on: 1, or -1 where
     they come last. grids: attribute -> (input, dimension of it): the attribute says into how many equal parts, the major
     ones, that dimension is cut; a resize sets it from the axes. examples: what the contract tests try, where the defaults
-    alone would not say enough.
+    alone would not say enough. closed: nothing is known of what it does inside (`called` says what it is), and all that it
+    touches stays as it is.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Op:
     channels: ClassVar[Literal[1, -1]] = 1
     grids: ClassVar[Mapping[str, tuple[int, int]]] = {}
     examples: ClassVar[tuple[Example, ...]] = ()
+    closed: ClassVar[bool] = False
 
     @classmethod
     def variant(cls, attrs) -> type[Op]:

@@ -18,17 +18,18 @@ class Opaque(Op):
     """A module kept as it is: trained and exported, never grown through. Importing a model makes it; a spec cannot."""
 
     most = None
-    closed = True
-    imported: ClassVar[bool] = True
+    closed: ClassVar[bool] = True
 
     class Options(Options):
-        """key: of the module among those kept. args, kwargs: what it is called with. pick: which of its outputs. made: that one's shape."""
+        """key: of the module among those kept. args, kwargs: what it is called with. pick: which of its outputs. made: that one's shape,
+        without the batch, which it has at dimension `batch`."""
 
         key: Annotated[str, pydantic.Field(max_length=1024)]
         args: tuple[Any, ...] = (("in", 0),)
         kwargs: tuple[Any, ...] = ()
         pick: tuple[Annotated[int, pydantic.Field(strict=True, ge=0, le=1024)], ...] = ()
         made: tuple[Size, ...]
+        batch: Annotated[int, pydantic.Field(strict=True, ge=0, le=8)] = 0
         macs: Count = 0
 
         @pydantic.field_validator("args")
@@ -47,9 +48,13 @@ class Opaque(Op):
     def build(attrs, *shapes):
         from dagrow.recorded import Kept
 
-        return Kept(attrs.key, attrs.args, attrs.kwargs, attrs.pick, attrs.made)
+        return Kept(attrs.key, attrs.args, attrs.kwargs, attrs.pick, attrs.made, attrs.batch)
 
     @staticmethod
     def called(attrs) -> str:
         """What it is called where it is said that it freezes what it touches."""
         return attrs.key.partition("=")[2].partition("#")[0] or "a module"
+
+    @staticmethod
+    def macs(attrs, counted, *shapes):
+        return attrs.macs
