@@ -139,21 +139,23 @@ class LocalQuadratic(Loss):
 # Outputs up to which a row's curvature is taken whole; beyond, its diagonal.
 WHOLE = 32
 PROBES = 16
-# The share of the rows' mean curvature in each row's: a row without any, sure and wrong, would be promised anything.
-FLOOR = 0.1
 
 
-def curvature_root(curvature: Tensor, shape: torch.Size) -> Tensor:
+def curvature_root(curvature: Tensor, v: Tensor, out: Tensor) -> Tensor:
     """Of each row's curvature [n, q, q] (any symmetric matrix: its absolute value is taken), or of its diagonal [n, q]: a root
-    [n, m, *output], with a floor under it."""
+    [n, m, *output], of it and a floor.
+
+    A second-order expansion promises anything to a row without curvature, sure and wrong. The floor makes that a step as long as
+    outputs are spread, for a row of mean slope: in whatever units loss and outputs are.
+    """
+    flat = out.flatten(1).double()
+    spread = float((flat - flat.mean(0)).square().sum(1).mean().sqrt())
+    floor = float(v.flatten(1).double().norm(dim=1).mean()) / max(spread, 1e-12)
     if curvature.dim() == 2:
-        sizes = curvature.abs()
-        return ((1 - FLOOR) * sizes + FLOOR * sizes.mean(0)).sqrt().view(len(sizes), 1, *shape[1:])
+        return (curvature.abs() + floor).sqrt().view(len(curvature), 1, *out.shape[1:])
     values, vectors = torch.linalg.eigh(curvature.double())
-    whole = (vectors * values.abs().unsqueeze(1)) @ vectors.transpose(1, 2)
-    values, vectors = torch.linalg.eigh((1 - FLOOR) * whole + FLOOR * whole.mean(0))
-    root = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).transpose(1, 2)
-    return root.to(curvature.dtype).reshape(len(root), -1, *shape[1:])
+    root = (vectors * (values.abs() + floor).sqrt().unsqueeze(1)).transpose(1, 2)
+    return root.to(curvature.dtype).reshape(len(root), -1, *out.shape[1:])
 
 
 def curvature_of(slope: Tensor, out: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -286,19 +286,19 @@ class Grower:
         if not bool(v.isfinite().all()):
             return self._note(Decision(False, "nonfinite", step=self.taken, note="the gradients heard are not finite"))
         known = curvature is not None and float(curvature.abs().max()) > 0
-        root = curvature_root(curvature if known else v.flatten(1).square(), v.shape)
+        bend = curvature if known else v.flatten(1).square()
         fitted = len(x) - int(len(x) * HELD)
         note = f"{fitted} rows of the last steps, tested on the {len(x) - fitted} latest"
         note += "; the loss's curvature is not known, so that what is new begins silent" * (not known)
-        ground = self._about(x, v, root, fitted, known, note)
+        ground = self._about(x, v, lambda out: curvature_root(bend, v, out), fitted, known, note)
         return self._note(ground) if isinstance(ground, Decision) else self._decide(ground)
 
-    def _about(self, x: Tensor, v: Tensor, root: Tensor, fitted: int, sure: bool, note: str) -> _Ground | Decision:
-        """Derivatives heard as a loss about the present network's outputs; the first `fitted` rows are fitted on."""
+    def _about(self, x: Tensor, v: Tensor, root: Callable[[Tensor], Tensor], fitted: int, sure: bool, note: str) -> _Ground | Decision:
+        """Derivatives heard as a loss about the present network's outputs; the first `fitted` rows are fitted on. root: outputs -> of the curvature."""
         out = outputs(compile_architecture(self._live.arch, self._weights()), x)
         if not bool(out.isfinite().all()):
             return Decision(False, "nonfinite", step=self.taken, note="the model's outputs are not finite")
-        y = LocalQuadratic.recorded(v, out, root)
+        y = LocalQuadratic.recorded(v, out, root(out))
         return _Ground(Fold(x[:fitted], y[:fitted]), Fold(x[fitted:], y[fitted:]), LocalQuadratic(), max(2, fitted // 8), note, False, sure)
 
     # -- what there is ----------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class Grower:
             ground = self._ground
             if not ground.told:
                 x, y = (torch.cat(ts) for ts in ((ground.train.x, ground.held.x), (ground.train.y, ground.held.y)))
-                ground = self._about(x, y[:, 0], y[:, 2:], len(ground.train), ground.sure, ground.note)
+                ground = self._about(x, y[:, 0], lambda out: y[:, 2:], len(ground.train), ground.sure, ground.note)
         if isinstance(ground, Decision):
             raise UsageError(f"these rows cannot be scored on: {ground.note}")
         sight, verify = self._sight(ground), self.policy.score.verify if verify is None else verify
