@@ -267,6 +267,16 @@ class Cells:
             factors.append(laid[:, 0].copy())
         return factors
 
+    def freeze_unborn(self, cells: np.ndarray, events: Iterable[int]) -> None:
+        """Freezes those of the atoms that are the same as none other, or have no part in any born in `events`."""
+        born = self._event[: self._used] >= 0
+        slots = np.flatnonzero(born & np.isin(self._event[: self._used], list(events)))
+        known = {a for cell in np.unique(self._roots(slots)).tolist() for a in self.atoms(cell)}
+        born[cells] = False
+        others = set(self._roots(np.flatnonzero(born)).tolist())
+        for cell in np.unique(self._roots(cells)).tolist():
+            self._up[[a for a in self.atoms(cell) if a not in known or (a == cell and a not in others)]] = FROZEN
+
     def number(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """(axis of each atom or -1, its ordinal there, sizes of the axes), axes and ordinals in order of birth.
 

@@ -87,7 +87,8 @@ def embedding(trace: Trace, outs, func, table, places, *_, **__):
 def glu(trace: Trace, outs, func, x, dim=-1):
     """One half gates the other: the same units in both."""
     dim %= len(x.shape)
-    _, half = trace.cells.split(x.labels[dim], (2, x.shape[dim] // 2))
+    halves, half = trace.cells.split(x.labels[dim], (2, x.shape[dim] // 2))
+    trace.cells.freeze(halves)
     trace.mark("gates", half)
     return [tuple(half if k == dim else label for k, label in enumerate(x.labels))]
 

@@ -89,11 +89,19 @@ def squeeze(trace: Trace, outs, func, x, dims=None):
 
 @rule("expand")
 def expand(trace: Trace, outs, func, x, *args, **kwargs):
+    """What is repeated takes on the units of what it meets."""
     more = len(outs[0]) - len(x.shape)
-    for k, label in enumerate(x.labels):
-        if outs[0][k + more] != x.shape[k]:
+    made: list[Label] = [trace.loose(n) for n in outs[0][:more]]
+    for label, before, after in zip(x.labels, x.shape, outs[0][more:], strict=True):
+        if before != after:
             trace.cells.freeze(label)
-    return [(*[None] * more, *(v if outs[0][k + more] == x.shape[k] else None for k, v in enumerate(x.labels)))]
+        made.append(label if before == after else trace.loose(after))
+    return [tuple(made)]
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
+def constant(trace: Trace, outs, func, x, *args, **kwargs):
+    return [(None,) * len(outs[0])]
 
 
 @rule("cat")

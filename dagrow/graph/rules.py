@@ -16,7 +16,10 @@ from dagrow.graph.trace import Labelled, Trace
 
 RULES: dict[str, Callable] = {}
 # Elementwise by nature though not tagged so, and copies.
-POINTWISE = {"hardswish", "_prelu_kernel", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "native_dropout"}
+POINTWISE = {
+    "hardswish", "_prelu_kernel", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "native_dropout", "log_sigmoid_forward", "zeros_like", "ones_like", "full_like",
+    "empty_like", "rand_like", "randn_like",
+}
 LINEAR = {"add", "sub", "rsub", "neg", "clone", "alias", "detach", "_to_copy", "where"}
 CONTRACTIONS = {
     "mm": "ij,jk->ik", "addmm": "*,ij,jk->ik", "bmm": "bij,bjk->bik", "baddbmm": "*,bij,bjk->bik",
@@ -163,6 +166,9 @@ def convolution(trace: Trace, outs, func, x, w, b, stride, padding, dilation, tr
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_no_update")
 def batch_norm(trace: Trace, outs, func, x, *args, **kwargs):
+    """Channels stand for themselves; what else is live, as in a norm of each sample by itself, is mixed."""
+    for label in (x.labels[0], *x.labels[2:]):
+        trace.mark("mixes", label)
     for other in (a for a in args if isinstance(a, Labelled)):
         trace.cells.unify(x.labels[1], other.labels[0])
     return [x.labels]

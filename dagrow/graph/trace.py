@@ -208,6 +208,7 @@ class Trace:
         self.macs: dict[str, int] = {}
         self.opaque: dict[str, dict[str, None]] = {}
         self._slots: dict[int, tuple[str, int]] = {}
+        self._loose: list[np.ndarray] = []
 
     def network(self, nodes: Mapping[str, Node], order: Iterable[str], outputs: Iterable[str]) -> Trace:
         """Traces a network; its inputs and outputs are frozen. Raises GraphError with the node."""
@@ -225,6 +226,8 @@ class Trace:
         for name in outputs:
             for label in self.values[name].labels:
                 self.cells.freeze(label)
+        if self._loose:
+            self.cells.freeze_unborn(np.concatenate(self._loose), self._slots)
         return self
 
     def alone(self, node: Node, made: Recipe, inputs: list[Labelled]) -> Trace:
@@ -299,6 +302,11 @@ class Trace:
             for axis, own in enumerate(self.leaves[name].labels):
                 if own is not None and any(not parts.isdisjoint(cells.atoms(cell)) for cell in own.tolist()):
                     self.mark(kind, own, name, axis)
+
+    def loose(self, count: int) -> np.ndarray:
+        """Cells that are frozen in the end unless they turn out to be the units of some parameter."""
+        self._loose.append(self.cells.fresh(count))
+        return self._loose[-1]
 
     def slot(self, label: Label) -> tuple[str, int] | None:
         """The parameter and its axis that a raw label was born in."""
