@@ -51,14 +51,23 @@ def link(shape: tuple[int, ...], width: int, stride: int, tokens: bool = False) 
 
 
 @lru_cache(4096)
-def hidden(shape: tuple[int, ...], width: int, stride: int, units: int, act: str, kernel: int, tokens: bool = False) -> Branch:
-    """A hidden layer of `units` between a tensor of `shape` and `width` units; `tokens`: units lie last."""
-    return Branch(Architecture({
-        SOURCE: Node.of("input", shape=shape),
-        "in": affine(shape, SOURCE, units, kernel=kernel, stride=stride, tokens=tokens),
-        "act": Node.of(act, "in"),
-        "out": affine(shape, "act", width, bias=False, tokens=tokens),
-    }))  # fmt: skip
+def hidden(shape: tuple[int, ...], width: int, stride: int, units: int, act: str, kernel: int, tokens: bool = False, depthwise: bool = False) -> Branch:
+    """A hidden layer of `units` between a tensor of `shape` and `width` units; `tokens`: units lie last.
+
+    depthwise: of a map, an inverted bottleneck (Sandler et al. 2018): the kernel looks at one unit at a time, between two activations.
+    """
+    nodes = {SOURCE: Node.of("input", shape=shape)}
+    if depthwise:
+        op = f"conv{len(shape) - 1}d"
+        nodes["in"] = affine(shape, SOURCE, units)
+        nodes["act"] = Node.of(act, "in")
+        nodes["each"] = Node.of(op, "act", channels=units, kernel=kernel, stride=stride, groups=units)
+        nodes["again"] = Node.of(act, "each")
+    else:
+        nodes["in"] = affine(shape, SOURCE, units, kernel=kernel, stride=stride, tokens=tokens)
+        nodes["act"] = Node.of(act, "in")
+    nodes["out"] = affine(shape, [*nodes][-1], width, bias=False, tokens=tokens)
+    return Branch(Architecture(nodes))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,8 @@ class Sources:
 
 def sources_of(seen: Pass, form: Units) -> Sources:
     """Raises Unsupported for grouped writers and readers, and for writers that work at different positions."""
-    key, last = (form.writers, form.sources), seen.memo.get("sources")
+    # New layers of other kernels, and over other strides, have writers of the same names.
+    key, last = (form.writers, form.sources, [form.frame.nodes[w].attrs for w in form.writers]), seen.memo.get("sources")
     if last is None or last[0] != key:  # kept for the next number of units only: they are large
         last = seen.memo["sources"] = key, _sources_of(seen, form)
     return last[1]
