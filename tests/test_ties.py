@@ -171,8 +171,8 @@ def test_networks_that_are_tied_otherwise_are_others():
     ({"dec": {"bias": "body.enc.bias"}}, r"its bias is \[6\], body.enc.bias is \[4\]"),
     ({"dec": {"weight": "dec.bias"}}, "tied to the node itself"),
     ({"dec": {}, "body.enc": {"weight": "dec.weight"}}, "'dec' comes after it"),
-    ({"dec": {"weight": "body.enc.weight\nimport os"}}, "ties no parameter"),
-    ({"dec": {"weight": 3}}, "ties no parameter"),
+    ({"dec": {"weight": "body.enc.weight\nimport os"}}, "tie no parameter"),
+    ({"dec": {"weight": 3}}, "tie no parameter"),
 ])
 def test_ties_that_cannot_be_are_refused(change, message):
     arch = autoencoder()

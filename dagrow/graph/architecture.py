@@ -16,7 +16,7 @@ from dagrow import ops
 from dagrow.errors import GraphError, nearest
 from dagrow.graph.axes import Axis, Derived, derive
 from dagrow.graph.forming import Formed, formed_of
-from dagrow.graph.node import Node, check_name
+from dagrow.graph.node import Node, check_name, shown
 from dagrow.graph.ties import check_ties, later, node_of, owners
 
 
@@ -45,7 +45,7 @@ class Architecture:
         self.outputs: tuple[str, ...] = (outputs,) if isinstance(outputs, str) else tuple(outputs)
         for name in self.outputs:
             if name not in self.nodes:
-                raise GraphError(f"the output {name!r} is not a node", fix=_hint(name, self.nodes))
+                raise GraphError(f"the output {shown(name)} is not a node", fix=_hint(name, self.nodes))
         alive = self._alive()
         dead = [n for n in self.nodes if n not in alive]
         if dead:
@@ -60,7 +60,7 @@ class Architecture:
                 raise GraphError(f"{name!r}: {node.op} takes {wanted} inputs, it has {len(node.inputs)}", node=name)
             for i in node.inputs:
                 if i not in self.nodes:
-                    raise GraphError(f"{name!r}: its input {str(i)[:80]!r} is not a node", node=name, fix=_hint(i, self.nodes))
+                    raise GraphError(f"{name!r}: its input {shown(i)} is not a node", node=name, fix=_hint(i, self.nodes))
             if node.tied:
                 check_ties(self.nodes, name)
         for name in self.nodes:
@@ -231,13 +231,18 @@ class Architecture:
 
     @staticmethod
     def from_dict(data: Mapping) -> Architecture:
+        """Raises GraphError where the values are not what `to_dict` gives."""
         nodes = {}
-        for name in data.get("order", data["nodes"]):
-            row = data["nodes"][name]
-            attrs = {k: v for k, v in row.items() if k not in ("op", "in", "tied")}
-            tied = tuple(row.get("tied", {}).items())
-            nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs), tied)
-        return Architecture(nodes, data["outputs"])
+        try:
+            for name in data.get("order", data["nodes"]):
+                row = data["nodes"][name]
+                attrs = {k: v for k, v in row.items() if k not in ("op", "in", "tied")}
+                tied = tuple(row.get("tied", {}).items())
+                nodes[name] = Node(row["op"], tuple(row["in"]), ops.REGISTRY.get(row["op"]).Options(**attrs), tied)
+            outputs = data["outputs"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise GraphError(f"this describes no architecture: {type(error).__name__} {ascii(str(error))[:160]}") from None
+        return Architecture(nodes, outputs)
 
     @cached_property
     def digest(self) -> str:
@@ -290,5 +295,5 @@ def _labelled(arch: Architecture) -> nx.DiGraph:
 
 
 def _hint(name: str, known: Iterable[str]) -> str | None:
-    found = nearest(name, known)
+    found = nearest(name, known) if isinstance(name, str) and len(name) < 2**10 else None
     return f"did you mean {found!r}?" if found else None

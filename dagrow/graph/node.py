@@ -40,13 +40,19 @@ class Node:
         return ops.REGISTRY.get(self.op).variant(self.attrs)
 
 
+def shown(name: object) -> str:
+    """A name that may be anything, quoted, for a message: short, and nothing that a terminal or a page would act on."""
+    text = ascii(str.__str__(name) if isinstance(name, str) else type(name).__name__)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[0]}"
+
+
 def check_name(name: str) -> None:
     """Raises GraphError unless every dotted segment may stand in generated code (torch.fx executes names)."""
     # Exactly a string: a subclass may say one thing here and another in the generated code.
     segments = name.split(".") if type(name) is str else [""]
     if len(segments) > 16 or not all(SEGMENT.match(s) for s in segments):
         raise GraphError(
-            f"{ascii(name if isinstance(name, str) else type(name).__name__)[:80]} cannot name a node",
+            f"{shown(name)} cannot name a node",
             fix="use letters, digits and _ (64 at most, no digit first), with dots between segments",
         )
 

@@ -63,8 +63,8 @@ def resize(arch: Architecture, keep: Mapping[str, Sequence[int]]) -> Rewrite | R
 
     An old unit left out is pruned. One named twice is cloned: all copies get its weights, also where the axis is read,
     so the function changes unless the caller divides the reads. Order is free. Refused: an unknown axis, an index out
-    of range, an empty one, more than 2**20 indices anywhere, and what would change the structure of the axes (a
-    depthwise convolution down to one channel is an ordinary one).
+    of range, one that is empty or keeps no old unit, what is not a list of whole numbers, more than 2**20 indices anywhere,
+    and what would change the structure of the axes (a depthwise convolution down to one channel is an ordinary one).
     """
     derived = arch.derived
     wanted: dict[str, tuple[int, ...]] = {}
@@ -163,12 +163,20 @@ def _index(derived: Derived, name: str, index: Sequence[int]) -> tuple[int, ...]
         return Refusal(f"there is no axis {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     try:
         if len(index) > MOST:
-            return Refusal(f"axis {name!r} would have {len(index)} units, more than {MOST}", _nodes(derived, [name]))
-        found = tuple(operator.index(i) for i in index)
-    except TypeError:
+            return Refusal(f"axis {name!r} would have more than {MOST} units", _nodes(derived, [name]))
+        # True is a whole number to Python; a set has no order, and of a mapping nobody knows what is meant.
+        odd = isinstance(index, (set, frozenset, Mapping)) or any(isinstance(i, bool) for i in index)
+        found = None if odd else tuple(operator.index(i) for i in index)
+    except OverflowError:
+        return Refusal(f"axis {name!r} would have more than {MOST} units", _nodes(derived, [name]))
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None:
         return Refusal(f"the index of axis {name!r} is not a list of whole numbers", _nodes(derived, [name]))
     if not found:
         return Refusal(f"axis {name!r} would be left without units", _nodes(derived, [name]))
+    if max(found) < 0 and min(found) == -1:
+        return Refusal(f"axis {name!r} would keep none of its units: nothing would be left of what it was", _nodes(derived, [name]))
     if min(found) < -1 or max(found) >= axis.size:
         wrong = next(i for i in found if not -1 <= i < axis.size)
         return Refusal(f"axis {name!r} has units 0 to {axis.size - 1}, there is no {wrong}", _nodes(derived, [name]))
