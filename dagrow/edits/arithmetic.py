@@ -81,7 +81,7 @@ def value(made: Expression, look: Callable[[Size], int]) -> int:
         return look(made)
     found = [value(part, look) for part in made.parts]
     if made.sign in FUNCTIONS:
-        return FUNCTIONS[made.sign](*found)
+        return FUNCTIONS[made.sign](found)
     if made.sign == "negative":
         return -found[0]
     a, b = found

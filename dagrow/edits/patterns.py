@@ -161,11 +161,14 @@ class Pattern:
             else:
                 near.note(bound, f"no node is its end {wanted!r}: {' or '.join(rule.ops) or f'of role {rule.role}'}")
             return
-        ways = list(rule.arrangements(node))
-        if not ways:
-            near.note({**bound, wanted: name}, f"{name} reads {len(node.inputs)} node{'s' if len(node.inputs) != 1 else ''}, the pattern says {len(rule.inputs)}")
-        for pairs in ways:
+        fits = False
+        for pairs in rule.arrangements(node):
+            fits = True
             yield from self._extended({**bound, wanted: name}, [*pairs, *rest], arch, near, left)
+            if left[0] < 0:
+                return
+        if not fits:
+            near.note({**bound, wanted: name}, f"{name} reads {len(node.inputs)} node{'s' if len(node.inputs) != 1 else ''}, the pattern says {len(rule.inputs)}")
 
 
 def _wanted(name: str, row: Any, match: Mapping[str, Any], faults: list[Misfit]) -> Wanted:

@@ -48,7 +48,7 @@ class Replacement:
             if name in self.pattern.nodes and name not in stays and name not in self.nodes:
                 stays.add(name)
                 todo.extend(self.pattern.nodes[name].named)
-        return frozenset(n for n, w in self.pattern.nodes.items() if n not in stays and n not in self.nodes and not w.free)
+        return frozenset(n for n, w in self.pattern.nodes.items() if n not in stays and n not in self.nodes and not w.free and w.ops != ("input",))
 
     def apply(self, arch: Architecture, bound: Mapping[str, str], rule: str) -> Replaced:
         """`arch` with the replacement in the place of the nodes `bound` (name in the pattern -> node). Raises Unfit."""

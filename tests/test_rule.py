@@ -1,0 +1,424 @@
+"""Rewrite rules of the user's own: arithmetic, patterns against brute force, what a replacement keeps, errors with their place, searches."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from random_networks import random_network
+from seen_networks import NETWORKS, RANDOM, close, done, evidence_for, fold_for, of, run, weights_for
+from test_growth import WINE, plan_of, stopped, whole
+
+from dagrow import check
+from dagrow import spec as specs
+from dagrow.applying import Part
+from dagrow.compiler import compile_architecture, parameters_by_name
+from dagrow.edits import REGISTRY, arithmetic
+from dagrow.edits.arithmetic import NotArithmetic, Size
+from dagrow.edits.patterns import ANY, MORE, Near, Pattern
+from dagrow.edits.rule import BOTTLENECK, SMOOTHER, STRAIGHT
+from dagrow.errors import SpecError
+from dagrow.graph import Architecture
+from dagrow.propose import Limits, propose
+from dagrow.scores import serving
+from dagrow.showing import examine
+
+RULE = REGISTRY.get("rule")
+CONV = Architecture({
+    "x": of("input", shape=(2, 5, 5)), "conv": of("conv2d", "x", channels=4, kernel=3), "norm": of("batchnorm", "conv"), "act": of("relu", "norm"),
+    "g": of("global_avg_pool", "act"), "y": of("linear", "g", width=3),
+})  # fmt: skip
+
+
+def rule(**options):
+    return RULE.Options(**options)
+
+
+def sites(arch: Architecture, **options):
+    return list(RULE.match(arch, rule(**options)))
+
+
+def only(arch: Architecture, **options):
+    (site,) = sites(arch, **options)
+    return site
+
+
+def proposed(arch: Architecture, site, rows: int = 20):
+    evidence = evidence_for(arch, rows=rows)
+    return serving(RANDOM, site.form).propose(evidence, site, 1, (0,)), evidence.weights
+
+
+def applied(arch: Architecture, **options):
+    """(site, proposal, the rewritten network at amplitude 0, the old weights)"""
+    site = only(arch, **options)
+    proposal, weights = proposed(arch, site)
+    return site, proposal, done(arch, Part(RULE, rule(**options), site, proposal), weights), weights
+
+
+# Arithmetic
+
+SIZES = {("a", "channels"): 12, ("b", "width"): 5}
+LEAVES = st.one_of(st.integers(0, 99).map(lambda n: (str(n), n)), st.sampled_from(sorted(SIZES)).map(lambda k: (".".join(k), SIZES[k])))
+PYTHON = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "//": int.__floordiv__, "%": int.__mod__}
+
+
+def joined(inner):
+    def both(row):
+        (a, x), sign, (b, y) = row
+        if sign in ("//", "%") and y == 0:
+            return f"({a} + {b})", x + y
+        return f"({a}) {sign} ({b})", PYTHON[sign](x, y)
+
+    pairs = st.tuples(inner, st.sampled_from(sorted(PYTHON)), inner).map(both)
+    return st.one_of(pairs, inner.map(lambda r: (f"-({r[0]})", -r[1])), st.lists(inner, min_size=1, max_size=3).map(
+        lambda rows: (f"max({', '.join(t for t, _ in rows)})", max(v for _, v in rows))))
+
+
+@given(st.recursive(LEAVES, joined, max_leaves=8))
+def test_arithmetic_is_that_of_whole_numbers(row):
+    text, expected = row
+    assume(len(text) <= arithmetic.MOST_CHARACTERS and abs(expected) < 2**30)
+    made = arithmetic.parse(text)
+    assert arithmetic.value(made, lambda s: SIZES[s.node, s.size]) == expected
+    assert {(s.node, s.size) for s in arithmetic.sizes(made)} == {k for k in SIZES if ".".join(k) in text}
+    assert arithmetic.is_arithmetic(text) != text.isdigit()
+
+
+@pytest.mark.parametrize("text, expected", [("2 + 3 * 4", 14), ("7 - 2 - 1", 4), ("12 / 4 / 3", 1), ("-7 // 2", -4), ("- 2 * -3", 6), ("min(3, 2)*2", 4)])
+def test_signs_bind_as_usual(text, expected):
+    assert arithmetic.value(arithmetic.parse(text), None) == expected
+
+
+@pytest.mark.parametrize("text, says", [
+    ("1 / 0", "division by 0"), ("1 % 0", "division by 0"), ("7 / 2", "not a whole number"), ("1 +", "missing"), ("(1", "')' is missing"), ("1 2", "not expected"),
+    ("a", "no size"), ("a.", "followed by a size"), ("a(1)", "no size"), ("1.5", "not expected"), ("2 ** 3", "missing"), ("1; 2", "not arithmetic"),
+    ("__import__('os')", "not arithmetic"), ("(" * 99, "nested too deep"), ("9" * 50, "too large"), ("99999999 * 99999999", "too large"), ("1 + " * 99, "more than 200"),
+])  # fmt: skip
+def test_what_is_not_arithmetic_is_said(text, says):
+    with pytest.raises(NotArithmetic, match=says.replace("(", r"\(").replace(")", r"\)")):
+        arithmetic.value(arithmetic.parse(text), None)
+
+
+def test_words_are_no_arithmetic():
+    assert [t for t in ("same", "nearest-exact", "8", "", "a.b", "2*3", "max(1, 2)") if arithmetic.is_arithmetic(t)] == ["a.b", "2*3", "max(1, 2)"]
+    assert arithmetic.parse("act.channels") == Size("act", "channels")
+
+
+# Patterns
+
+PATTERNS = (
+    {"a": {"role": "activation"}},
+    {"m": {"role": "affine"}, "a": {"role": "activation", "in": "m"}},
+    {"x": None, "s": {"op": "add", "in": ["x", ANY]}},
+    {"p": {"role": "activation"}, "q": {"role": "affine"}, "s": {"role": "sum", "in": ["p", "q"]}},
+    {"x": {}, "m": {"role": "affine", "in": "x"}, "s": {"op": "add", "in": ["m", "x"]}},
+    {"m": {"role": "affine"}, "s": {"op": "add", "in": ["m", MORE]}},
+    {"x": {}, "c": {"op": "concat", "in": ["x", MORE]}},
+    {"f": {"op": "conv2d", "kernel": [1, 3], "channels": {"max": 3}}},
+)  # fmt: skip
+
+
+def brute(match, arch: Architecture) -> set[tuple]:
+    """Every assignment of nodes to the pattern's names under which each condition holds."""
+    def holds(bound) -> bool:
+        for name, row in match.items():
+            row, node = row or {}, arch.nodes[bound[name]]
+            given = row.get("op")
+            if given is not None and node.op not in ([given] if isinstance(given, str) else given) or row.get("role", node.rule.role) != node.rule.role:
+                return False
+            if "kernel" in row and (node.attrs.kernel not in row["kernel"] or node.attrs.channels > row["channels"]["max"]):
+                return False
+            inputs = row.get("in")
+            if inputs is None:
+                continue
+            inputs = [inputs] if isinstance(inputs, str) else inputs
+            wanted = [bound.get(i, i) for i in inputs if i != MORE]
+            if len(wanted) > len(node.inputs) or (len(wanted) < len(node.inputs) and MORE not in inputs):
+                return False
+            orders = itertools.permutations(node.inputs, len(wanted)) if node.rule.role == "sum" else [node.inputs[: len(wanted)]]
+            if not any(all(w in (ANY, i) for w, i in zip(wanted, order, strict=True)) for order in orders):
+                return False
+        return True
+
+    names = list(match)
+    return {nodes for nodes in itertools.permutations(arch.nodes, len(names)) if holds(dict(zip(names, nodes, strict=True)))}
+
+
+@pytest.mark.parametrize("match", PATTERNS)
+@settings(max_examples=10)
+@given(arch=st.one_of(st.sampled_from(sorted(NETWORKS)).map(NETWORKS.get), st.integers(0, 2**20).map(random_network)))
+def test_patterns_are_found_where_brute_force_finds_them(match, arch):
+    assume(len(arch.nodes) <= 16)
+    faults: list = []
+    pattern = Pattern.parse(match, faults)
+    assert not faults
+    found = pattern.find(arch, Near())
+    assert {tuple(b[n] for n in match) for b in found} == brute(match, arch)
+    assert len(found) == len({tuple(b.items()) for b in found})
+
+
+def test_the_ways_to_lie_on_a_network_come_to_an_end():
+    wide = {"x": of("input", shape=(2,)), **{f"a{k}": of("linear", "x", width=2) for k in range(40)}}
+    wide["s"] = of("add", *[f"a{k}" for k in range(40)])
+    match = {**{f"p{k}": {"op": "linear"} for k in range(6)}, "s": {"op": "add", "in": [*[f"p{k}" for k in range(6)], MORE]}}
+    assert len(Pattern.parse(match, []).find(Architecture(wide), Near())) == 1000
+
+
+# What a replacement keeps
+
+
+def test_a_residual_bottleneck_starts_at_nothing_and_has_a_derivative():
+    options = BOTTLENECK | {"match": {"conv": {"op": "conv2d"}, "norm": {"op": "batchnorm", "in": "conv"}, "act": {"op": "relu", "in": "norm"}}}
+    site, proposal, made, weights = applied(CONV, **options)
+    assert site.key == "rule bottleneck at act" and proposal.status == "ok"
+    new = {n: v for n, v in made.arch.nodes.items() if n not in CONV.nodes}
+    assert {n: (v.op, v.inputs) for n, v in new.items()} == {
+        "bottleneck1.down": ("conv2d", ("act",)), "bottleneck1.mid": ("tanh", ("bottleneck1.down",)),
+        "bottleneck1.up": ("conv2d", ("bottleneck1.mid",)), "bottleneck1.out": ("add", ("act", "bottleneck1.up")),
+    }  # fmt: skip
+    assert made.arch.shapes["bottleneck1.down"][0] == 2 and made.arch.nodes["g"].inputs == ("bottleneck1.out",)
+    x = fold_for(CONV, "classification", 6).x
+    close(run(made.arch, made.weights(0.0), x), run(CONV, weights, x), 1e-12)
+    assert not torch.allclose(run(made.arch, made.full, x), run(CONV, weights, x))
+    assert all(torch.equal(made.full[n], weights[n]) for n in weights)
+    # It may be made again on what it made, once a decision; with once it is not.
+    again = {s.where for s in RULE.match(made.arch, rule(**options))}
+    assert again == {"bottleneck at act"} and not sites(made.arch, **options, once=True)
+    two = only(made.arch, **options).form.frame
+    assert two.nodes["bottleneck2.out"].inputs == ("act", "bottleneck2.up") and two.nodes["bottleneck1.out"].inputs == ("bottleneck2.out", "bottleneck1.up")
+
+
+@pytest.mark.parametrize("options", [BOTTLENECK, SMOOTHER, STRAIGHT], ids=lambda o: o["name"])
+def test_what_the_examples_promise(options):
+    found = [(arch, site) for arch in NETWORKS.values() for site in sites(arch, **options)]
+    assert len(found) >= 3
+    for arch, site in found:
+        proposal, weights = proposed(arch, site)
+        assert proposal.status == ("trial" if options is SMOOTHER else proposal.status) and proposal.status in ("ok", "trial")
+        made = done(arch, Part(RULE, rule(**options), site, proposal), weights)
+        x = fold_for(arch, "classification", 6).x
+        assert torch.allclose(run(made.arch, made.weights(0.0), x), run(arch, weights, x), rtol=1e-10, atol=1e-10) == (options is not SMOOTHER)
+
+
+def test_what_claims_nothing_is_found_out():
+    """The same residual branch, not started at zero, and a replacement that drops a node, change the function: each takes a trial."""
+    loud = {**BOTTLENECK, "replace": {n: {k: v for k, v in row.items() if k != "init"} for n, row in BOTTLENECK["replace"].items()}}
+    bare = {"name": "bare", "match": {"norm": {"op": "batchnorm"}, "act": {"op": "relu", "in": "norm"}}, "replace": {"norm": {}}}
+    evidence = evidence_for(CONV, rows=30)
+    for options in (bare, loud | {"match": {"act": {"op": "relu"}}}):
+        found = propose(evidence, [(RULE, rule(**options))], RANDOM, Limits(), alpha=0.05, key=(0,))[1:]
+        assert [(s.candidate.verdict, s.reason) for s in found] == [("trial", "it changes the function at once")]
+    assert "act" not in only(CONV, **bare).form.frame.nodes
+
+
+def test_a_node_with_another_shape_is_a_new_one_and_keeps_what_fits():
+    options = {"name": "wider_kernel", "match": {"conv": {"op": "conv2d", "kernel": 3}}, "replace": {"conv": {"kernel": "conv.kernel + 2"}}}
+    _, proposal, made, weights = applied(CONV, **options)
+    frame = made.arch
+    assert "conv" not in frame.nodes and frame.nodes["norm"].inputs == ("wider_kernel1.conv",)
+    assert frame.params["wider_kernel1.conv.weight"][2:] == (5, 5) and frame.nodes["wider_kernel1.conv"].attrs.channels == 4
+    assert torch.equal(made.full["wider_kernel1.conv.bias"], weights["conv.bias"]) and proposal.status == "trial"
+    assert all(torch.equal(made.full[n], weights[n]) for n in frame.params if n in weights)
+
+
+def test_what_follows_a_node_of_another_size_within_the_pattern_is_new_too():
+    options = {
+        "name": "thin", "match": {"conv": {"op": "conv2d"}, "norm": {"op": "batchnorm", "in": "conv"}, "act": {"op": "relu", "in": "norm"}},
+        "replace": {"conv": {"channels": "conv.channels // 2"}, "back": {"op": "conv2d", "in": "act", "kernel": 1, "channels": "conv.channels"}},
+    }  # fmt: skip
+    _, _, made, weights = applied(CONV, **options)
+    assert made.arch.shapes["thin1.norm"][0] == 2 and made.arch.nodes["act"].inputs == ("thin1.norm",) and made.arch.nodes["g"].inputs == ("thin1.back",)
+    assert made.arch.params["y.weight"] == CONV.params["y.weight"] and torch.equal(made.full["y.weight"], weights["y.weight"])
+
+
+def test_options_that_need_no_other_weights_keep_the_node():
+    site, _, made, weights = applied(CONV, name="slow", match={"norm": {"op": "batchnorm"}}, replace={"norm": {"momentum": 0.01}})
+    assert made.arch.nodes["norm"].attrs.momentum == 0.01 and made.arch.params == CONV.params and not site.form.outgoing
+    assert all(torch.equal(made.full[n], w) for n, w in weights.items())
+
+
+def test_what_others_read_stays_or_the_rule_does_not_apply():
+    arch = CONV.replace({"side": of("global_avg_pool", "norm"), "both": of("add", "g", "side"), "y": of("linear", "both", width=3)})
+    match = {"conv": {"op": "conv2d"}, "norm": {"op": "batchnorm", "in": "conv"}, "act": {"op": "relu", "in": "norm"}}
+    drops = rule(name="r", match=match, replace={"act": {"op": "gelu", "in": "conv"}})
+    stays = rule(name="r", match=match, replace={"act": {"op": "gelu", "in": "norm"}})
+    assert not list(RULE.match(arch, drops)) and list(RULE.match(CONV, drops)) and list(RULE.match(arch, stays))
+    (remark,) = RULE.remarks(arch, drops)
+    assert "norm, its 'norm', also feeds side" in remark.message
+
+
+def test_sums_have_no_order_and_concats_have():
+    net = {"x": of("input", shape=(3,)), "a": of("linear", "x", width=3), "t": of("tanh", "a"), "s": of("add", "t", "x"), "c": of("concat", "t", "s"), "y": of("linear", "c", width=2)}
+    arch = Architecture(net)
+    for order in (["t", "x"], ["x", "t"]):
+        match = {"x": {"op": "input"}, "t": {"op": "tanh"}, "s": {"op": "add", "in": order}}
+        assert len(sites(arch, match=match, replace={"s": {"op": "identity", "in": "t"}})) == 1
+    for order, number in ((["t", "s"], 1), (["s", "t"], 0)):
+        match = {"t": {"op": "tanh"}, "s": {"op": "add"}, "c": {"op": "concat", "in": order}}
+        assert len(sites(arch, match=match, replace={"c": {"in": ["s", "t"]}})) == number
+
+
+def test_an_input_is_never_lost():
+    arch = Architecture({"x": of("input", shape=(3,)), "a": of("tanh", "x"), "s": of("add", "a", "x"), "y": of("linear", "s", width=2)})
+    options = rule(match={"x": {"op": "input"}, "a": {"op": "tanh", "in": "x"}}, replace={"a": {"op": "relu"}})
+    assert len(list(RULE.match(arch, options))) == 1
+    two = Architecture({"x": of("input", shape=(3,)), "z": of("input", shape=(3,)), "s": of("add", "x", "z"), "y": of("linear", "s", width=2)})
+    options = rule(match={"x": {}, "s": {"op": "add", "in": ["x", MORE]}}, replace={"s": {"op": "identity", "in": "x"}})
+    assert not list(RULE.match(two, options)) and "no longer read" in next(iter(RULE.remarks(two, options))).message
+
+
+PARTS = st.fixed_dictionaries({
+    "op": st.sampled_from(["relu", "gelu", "add", "conv2d", "linear", "batchnorm", "concat", "global_avg_pool", "identity", "dropout"]),
+    "in": st.lists(st.sampled_from(["a", "b", "n0", "n1"]), min_size=1, max_size=2),
+    "size": st.sampled_from([1, 3, "b.channels", "b.channels // 2", "b.width * 2 - a.channels"]),
+    "init": st.sampled_from(["fresh", "zero", "identity"]),
+})  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**20), st.dictionaries(st.sampled_from(["a", "b", "n0", "n1", "n2"]), PARTS, min_size=1, max_size=4), st.booleans())
+def test_whatever_a_rule_says_it_makes_a_network_or_says_why_not(seed, parts, wide):
+    """Random replacements: what is offered is a valid network with the same inputs and outputs, whose other weights go on."""
+    arch = NETWORKS[sorted(NETWORKS)[seed % len(NETWORKS)]] if wide else random_network(seed)
+    replace = {}
+    for name, part in parts.items():
+        size = {"linear": "width", "conv2d": "channels"}.get(part["op"])
+        replace[name] = {"op": part["op"], "in": part["in"], "init": part["init"], **({size: part["size"]} if size else {})}
+    try:
+        options = rule(name="any", match={"a": {"role": "affine"}, "b": {"in": "a", "role": "activation"}}, replace=replace)
+    except ValueError as error:
+        assert error.errors()
+        return
+    weights = weights_for(arch)
+    for site in RULE.match(arch, options):
+        frame = site.form.frame
+        assert frame == Architecture.from_dict(frame.to_dict()) and frame.inputs == arch.inputs
+        assert [frame.shapes[o] for o in frame.outputs] == [arch.shapes[o] for o in arch.outputs]
+        assert all(frame.params[n] == arch.params[n] for n in frame.params if n in arch.params)
+        made = set(frame.nodes) - set(arch.nodes)
+        assert all(n.startswith("any1.") for n in made)
+        start = site.form.begin(evidence_for(arch, rows=4, weights=weights).train, (0,))
+        full = {n: start[n] if n in start else weights[n] for n in (*frame.params, *frame.buffers)}
+        out = run(frame, full, fold_for(arch, "classification", 3).x)
+        assert out.shape[1:] == arch.shapes[arch.outputs[0]]
+        model = compile_architecture(frame, full).train()
+        model(fold_for(arch, "classification", 6).x).square().sum().backward()
+        assert all(p.grad is not None for p in parameters_by_name(model).values())
+    for remark in RULE.remarks(arch, options):
+        assert remark.message
+
+
+# Errors, with their place
+
+HEAD = """data: {source: digits}
+model:
+  nodes:
+    flat: {op: flatten, in: input}
+    a: {op: linear, in: flat, width: 8}
+    b: {op: relu, in: a}
+    head: {op: linear, in: b, width: 10}
+edits:
+"""
+WRONG = [
+    ("name: r, match: {act: {op: rellu}}, replace: {act: {op: gelu}}", "rellu", "unknown op 'rellu'", "'relu'"),
+    ("name: r, match: {act: {op: relu, in: lin}}, replace: {act: {op: gelu}}", "lin}", "'lin' is not in the pattern", ""),
+    ("name: r, match: {act: {op: relu, slope: 1}}, replace: {act: {op: gelu}}", "slope", "relu has no option 'slope'", None),
+    ("name: r, match: {l: {op: linear, width: {most: 3}}}, replace: {l: {}}", "width", "or a range", "min"),
+    ("name: r, match: {l: {op: linear}, m: {op: linear}}, replace: {l: {}}", "m:", "has 2 ends (l, m)", "in:"),
+    ("name: r, match: {l: {op: relu, in: m}, m: {op: relu, in: l}}, replace: {l: {}}", "m}, m", "a cycle", None),
+    ("name: r, match: {l: {}}, replace: {l: {}}", "l: {}}, r", "may be any node", "op"),
+    ("name: r, match: {l: {role: affin}}, replace: {l: {}}", "affin", "unknown role 'affin'", "affine"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: gelu, in: ack}}", "ack", "'ack' is neither matched nor put there", "'act'"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: gelu}}", "x:", "does not say what it reads", "act"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {in: act}}", "x:", "'x' has no op", "op"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: gelu, in: [act, act]}}", "in: [act", "gelu takes 1 input, 'x' has 2", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: act.size}}", "act.size", "'act' has no size 'size'", ""),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: at.width}}", "at.width", "'at' is neither matched nor put there", "'act'"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: act.width / 0}}", None, "division by 0", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: 2 +}}", "2 +", "is missing", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act}}", "x:", "needs 'width'", "width"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: 4, bias: maybe}}", "maybe", "'bias' is true or false", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: 8, init: zeros}}", "zeros", "init is one of", "'zero'"),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: gelu, in: act, init: identity}}", "identity", "init: identity is for", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: gelu, in: act}, y: {op: gelu, in: act}}", "y:", "has 2 ends (x, y)", ""),
+    ("name: r, match: {act: {op: relu}}, replace: {act: {op: gelu, in: act}}", "act: {op: gelu", "a cycle: act -> act", "new name"),
+    ("name: r, match: {act: {op: relu}, in: 3}, replace: {act: {op: gelu}}", "3", "'in' is a mapping, not 3", None),
+    ("name: r9, match: {act: {op: relu}}, replace: {act: {op: gelu}}", None, "'r9' cannot name a rule", "digit"),
+    ("name: r, match: {act: {op: relu}}", None, "replace names the nodes to put there", "gelu"),
+    ("name: r, mach: {act: {op: relu}}", "mach", "unknown key 'mach'", "'match'"),
+    ("name: r", None, "a rule needs match and replace", "such as"),
+    # what depends on the network
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: 5}}", "x:", "'x' gives [5], b gave [8]: head would need other weights", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: conv2d, in: act, channels: 5}}", "x:", "'x': conv2d needs", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: act.width // 9}}", "x:", "'width' is at least 1, not 0", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: act.height}}", "x:", "has no height", None),
+    ("name: r, match: {act: {op: relu}}, replace: {x: {op: linear, in: act, width: 5, init: identity}, y: {op: linear, in: x, width: 8}}", "x:", "'x' cannot be the identity", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, at, says, hint", WRONG, ids=[str(k) for k in range(len(WRONG))])
+def test_errors_say_where_and_what(text, at, says, hint):
+    line = f"  - rule: {{{text}}}"
+    with pytest.raises(SpecError) as error:
+        check.load(HEAD + line + "\n")
+    found = [p for p in error.value.problems if says in p.message]
+    assert found, error.value
+    (problem,) = found
+    assert problem.line == 9 and problem.column >= 5 and (hint is None or hint in (problem.hint or ""))
+    if at is not None:
+        start = line.index("replace") if "replace" in line and at in line[line.index("replace"):] and line.count(at) > 1 else 0
+        assert problem.column - 1 == line.index(at, start), (problem, line.index(at, start))
+
+
+def test_two_rules_of_one_name_are_told_apart():
+    row = "  - rule: {name: r, match: {act: {op: relu}}, replace: {act: {op: gelu}}}\n"
+    with pytest.raises(SpecError, match="rule r is there twice"):
+        check.load(HEAD + row + row)
+    found = examine(_file(HEAD + row + row.replace("name: r", "name: s")), ()).counts()
+    assert found == {"rule r": 1, "rule s": 1}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def _file(text: str):
+    from pathlib import Path
+
+    path = Path("spec.yaml")
+    path.write_text(text)
+    return path
+
+
+def test_a_pattern_found_nowhere_is_a_warning_with_how_far_it_got():
+    row = "  - rule: {name: r, match: {lin: {op: linear}, norm: {op: batchnorm, in: lin}, act: {op: relu, in: norm}}, replace: {act: {op: gelu}}}\n"
+    (warning,) = examine(_file(HEAD + row), ()).warnings()
+    assert "spec.yaml:9:" in warning and "found nowhere" in warning and "act = b; there for 'norm': a is linear, not batchnorm" in warning
+    (warning,) = examine(_file(HEAD + row.replace("norm: {op: batchnorm, in: lin}, ", "").replace("in: norm", "in: lin").replace("}}}\n", "}}, where: q*}\n")), ()).warnings()
+    assert "none of them is in 'q*'" in warning
+
+
+def test_a_rule_survives_the_resolved_spec():
+    text = HEAD + "  - rule: {name: r, match: {act: {op: relu}}, replace: {act: {op: gelu}}, once: true}\n  - widen\n"
+    made = specs.load(text)
+    assert made == specs.load(made.to_dict()) == specs.load(json.loads(json.dumps(made.to_dict(), sort_keys=True)))
+    assert [(e.name, e.options.get("name")) for e in made.edits] == [("rule", "r"), ("widen", None)]
+
+
+# Searches
+
+SEARCH = WINE | {"edits": [{"rule": {**STRAIGHT, "once": True}}, {"rule": SMOOTHER}], "budget": {"steps": 3}}
+
+
+def test_a_search_over_rules_stops_and_goes_on(tmp_path):
+    plan = plan_of(SEARCH | {"select": {"by": "schedule", "steps": [{"step": 0, "edit": "rule"}, {"step": 1, "edit": "rule"}, {"step": 2, "edit": "rule"}]}})
+    one, two = whole(tmp_path / "whole", plan), stopped(tmp_path / "stopped", plan)
+    assert one == two
+    steps = [p for _, kind, p, _ in one if kind == "step"]
+    made = [p["where"] for p in steps if p["edit"] == "rule"]
+    assert made and all(w.split(" at ")[0] in ("straight", "smoother") for w in made) and len(set(made)) == len(made)
