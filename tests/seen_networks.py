@@ -183,7 +183,7 @@ def _stacked():
     return {
         "x": of("input", shape=(2, 5, 5)), "c": of("conv2d", "x", channels=4, kernel=3), "p": of("conv2d", "c", channels=3, kernel=1),
         "n": of("batchnorm", "p"), "q": of("conv2d", "n", channels=3, kernel=1), "a": of("relu", "q"), "g": of("global_avg_pool", "a"),
-        "h": of("linear", "g", width=5), "i": of("linear", "h", width=4, bias=False), "b": of("tanh", "i"), "y": of("linear", "b", width=3),
+        "h": of("linear", "g", width=5), "i": of("linear", "h", width=4, bias=False), "b": of("relu", "i"), "y": of("linear", "b", width=3),
     }  # fmt: skip
 
 

@@ -95,6 +95,11 @@ class Frame:
     def buffers(self) -> Mapping[str, tuple[int, ...]]:
         return {**self.arch.buffers, **self._with_names(self.branch.alone.buffers)}
 
+    @cached_property
+    def memo(self) -> dict:
+        """For what others work out about it."""
+        return {}
+
     def _with_names(self, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         found = {}
         for slot, shape in tensors.items():

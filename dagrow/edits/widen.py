@@ -11,6 +11,7 @@ from dagrow.edits import REGISTRY, Edit, EditOptions
 from dagrow.edits.steady import grown
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.graph.axes import Axis
+from dagrow.measure.carrying import Unsupported, check
 from dagrow.measure.features import grouped
 from dagrow.measure.sites import Recast, Site, Units
 from dagrow.scores import Proposal
@@ -102,7 +103,12 @@ def _units_of(arch: Architecture, axis: Axis) -> Units | None:
     # A depthwise convolution both carries the axis and has a row per unit: it follows, it does not write.
     writers = tuple(w for w in writers if not (w in path and grouped(arch.nodes[w])))
     path = between(arch, writers, readers)
-    return Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers, axis.id)
+    form = Units(arch, writers, tuple(arch.nodes[w].inputs[0] for w in writers), path, readers, readers, axis.id)
+    try:
+        check(arch, form)
+    except Unsupported:
+        return None
+    return form
 
 
 def affine_users(arch: Architecture, uses) -> tuple[str, ...]:

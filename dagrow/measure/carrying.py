@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from dagrow.errors import GraphError
 from dagrow.graph import Architecture
 from dagrow.graph.node import Node
 from dagrow.measure.features import call, grouped, template, with_units
-from dagrow.measure.layout import as_given, units_first, width
+from dagrow.measure.layout import as_given, space, units_first, width
 from dagrow.rng import stream
 
 Shape = tuple[int, ...]
@@ -141,6 +142,19 @@ def _follow(name: str, node: Node, x: Tensor, follows: dict[str, Tensor]) -> Ten
     return call(module, x, weight, None)
 
 
+def check(frame: Architecture, form: Path) -> None:
+    """Raises Unsupported where new units cannot be pointed by derivatives: read or written in groups, or not carried alone."""
+    if any(grouped(frame.nodes[r]) for r in form.readers):
+        raise Unsupported("it is read in groups")
+    if any(grouped(frame.nodes[w]) for w in form.writers):
+        raise Unsupported("a writer reads its input in groups")
+    if len({math.prod(space(frame.shapes[w], frame.nodes[w])) for w in form.writers}) > 1:
+        raise Unsupported("its writers work at different positions")
+    if any(frame.nodes[n].rule.role in ("norm", "affine", "other") for n in form.path):
+        propagate(frame, form, _drawn(frame, form)[0], linear=True)
+        unit_order(frame, form, 2)
+
+
 # Rows and values of each unit that show who depends on whom.
 _SHOWN = 16
 
@@ -174,16 +188,7 @@ def unit_order(frame: Architecture, form: Path, units: int) -> dict[str, Tensor]
 
 def _owners(frame: Architecture, form: Path) -> dict[str, list[int]]:
     """For each reader which of two units each channel carries: the one that it changes with."""
-    generator = stream(0, "carrying")
-    drawn = {}
-    for w in form.writers:
-        node = frame.nodes[w]
-        positions = units_first(torch.empty(1, *frame.shapes[w], device="meta"), node).shape[2:]
-        drawn[w] = torch.randn(2, 2, _SHOWN, *positions, dtype=torch.float64, generator=generator)  # [version, unit, rows, ...]
-    versions = []
-    for changed in ((0, 0), (1, 0), (0, 1)):
-        born = {w: as_given(torch.stack([x[changed[0], 0], x[changed[1], 1]], 1), frame.nodes[w]) for w, x in drawn.items()}
-        versions.append(propagate(frame, form, born, linear=True))
+    versions = [propagate(frame, form, born, linear=True) for born in _drawn(frame, form)]
     found = {}
     for r in form.readers:
         node = frame.nodes[r]
@@ -193,3 +198,14 @@ def _owners(frame: Architecture, form: Path) -> dict[str, list[int]]:
             raise Unsupported(f"what one unit gives {r} depends on others")
         found[r] = two.long().tolist()
     return found
+
+
+def _drawn(frame: Architecture, form: Path) -> list[dict[str, Tensor]]:
+    """Two new units at random, the same with the first of them drawn again, and with the second."""
+    generator, drawn = stream(0, "carrying"), {}
+    for w in form.writers:
+        positions = space(frame.shapes[w], frame.nodes[w])
+        drawn[w] = torch.randn(2, 2, _SHOWN, *positions, dtype=torch.float64, generator=generator)  # [version, unit, rows, ...]
+    return [
+        {w: as_given(torch.stack([x[first, 0], x[second, 1]], 1), frame.nodes[w]) for w, x in drawn.items()} for first, second in ((0, 0), (1, 0), (0, 1))
+    ]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dagrow.measure import Pass, Units, propagate
-from dagrow.measure.carrying import Unsupported, unit_order
-from dagrow.measure.features import call, design, grouped, template, with_units
+from dagrow.measure.carrying import Unsupported, check, unit_order
+from dagrow.measure.features import call, design, template, with_units
 from dagrow.measure.layout import dim, shaped, space, width
 from dagrow.measure.parents import LARGE, parents
 from dagrow.scores import Block, Proposal
@@ -76,15 +76,9 @@ def sources_of(seen: Pass, form: Units) -> Sources:
 
 
 def _sources_of(seen: Pass, form: Units) -> Sources:
-    if any(grouped(form.frame.nodes[r]) for r in form.readers):
-        raise Unsupported("it is read in groups")
-    if any(grouped(form.frame.nodes[w]) for w in form.writers):
-        raise Unsupported("a writer reads its input in groups")
-    spaces = [space(form.frame.shapes[w], form.frame.nodes[w]) for w in form.writers]
-    if any(math.prod(s) != math.prod(spaces[0]) for s in spaces):
-        raise Unsupported("its writers work at different positions")
+    check(form.frame, form)
     fan_in = sum(math.prod(form.frame.params[f"{w}.weight"][1:]) for w in form.writers)
-    places = seen.spread(spaces[0], fan_in + 1)
+    places = seen.spread(space(form.frame.shapes[form.writers[0]], form.frame.nodes[form.writers[0]]), fan_in + 1)
     parts, spans, start = [], {}, 0
     for w, source in zip(form.writers, form.sources, strict=True):
         part = design(form.frame.nodes[w], seen.values[source], places)
