@@ -70,15 +70,17 @@ def numbers_stay(arch: Architecture, new: Architecture) -> bool:
         before, after = ([a.shapes[i] for i in node.inputs] for a in (arch, new))
         if node.op == "input" or (before == after and arch.shapes[name] == new.shapes[name] and node == new.nodes[name]):
             continue
-        steps = [recipe(a.nodes[name], name, shapes).steps for a, shapes in ((arch, before), (new, after))]
-        if len(steps[0]) != len(steps[1]) or any(_numbers(a) != _numbers(b) for a, b in zip(*steps, strict=True)):
+        # Steps without numbers may differ: a dimension of size 1 takes fewer of them to lay out.
+        old, made = ([n for step in recipe(a.nodes[name], name, shapes).steps if (n := _numbers(step))] for a, shapes in ((arch, before), (new, after)))
+        if old != made:
             return False
     return True
 
 
 def _numbers(step: Step) -> tuple:
     kinds = (int, float, complex) if torch.Tag.pointwise in step.func.tags else (float, complex)
-    return (step.func, *(v for v in (*step.args, *step.kwargs.values()) if isinstance(v, kinds)))
+    found = [v for v in (*step.args, *step.kwargs.values()) if isinstance(v, kinds)]
+    return (step.func, *found) if found else ()
 
 
 def _keeps_zero(node: Node, shapes: tuple[tuple[int, ...], ...]) -> bool:
