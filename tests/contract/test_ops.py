@@ -93,8 +93,8 @@ def networks(op: str, k: int, surroundings) -> tuple[Architecture, ...]:
     return tuple(found)
 
 
-# What only the import of a model makes is tested there.
-OPS = [op for op in ops.REGISTRY if op != "input" and not getattr(ops.REGISTRY.get(op), "imported", False)]
+# What is closed is a module of a model that was imported, and tested with that.
+OPS = [op for op in ops.REGISTRY if op != "input" and not ops.REGISTRY.get(op).closed]
 EACH = [(op, k) for op in OPS for k in range(len(examples(op)))]
 each_op = pytest.mark.parametrize(("op", "k"), EACH, ids=[f"{op}-{k}" for op, k in EACH])
 SEVERAL = [(op, k) for op, k in EACH if ops.REGISTRY.get(op).fewest > 1]
