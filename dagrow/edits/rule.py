@@ -78,6 +78,9 @@ class Rule(Edit):
             self._key = json.dumps(self.model_dump(mode="json"), sort_keys=True)
             return self
 
+        def __hash__(self) -> int:
+            return hash(self._key)
+
     @staticmethod
     def known_as(options) -> str:
         return f"rule {options.name}"
