@@ -10,7 +10,8 @@ from typing import overload
 import numpy as np
 
 from dagrow.applying import Part
-from dagrow.graph import Architecture, Cost, Refusal
+from dagrow.edits.sameness import meaning
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure import Evidence
 from dagrow.measure.grid import Grid, Several
 from dagrow.measure.sites import Site
@@ -186,7 +187,7 @@ def propose(
                 made = (pricing.grown if site.form.grows else pricing.shrunk)(at.edit, at.options, site, units)
                 found[made.candidate.key, made.candidate.units] = made
     last = ("unsupported", "too dear")
-    judged, tested = _judge(list(found.values()), alpha)
+    judged, tested = _judge(_once(evidence.arch, list(found.values())), alpha)
     order = sorted(judged, key=lambda s: (s.candidate.verdict in last, -s.candidate.gain, s.candidate.params, s.candidate.key))
     numbered = [replace(s, candidate=replace(s.candidate, index=k)) for k, s in enumerate(order, start=1)]
     return Proposed([Scored(NULL), *numbered], tested, screened)
@@ -329,6 +330,24 @@ class _Pricing:
         arch = self.evidence.arch
         size, macs = cost or (arch.size, arch.macs)
         return Candidate(0, edit.name, site.where, units, gain.nats, gain.stderr, gain.z, size - arch.size, macs - arch.macs, verdict, site.key)
+
+
+def _once(arch: Architecture, found: list[Scored]) -> list[Scored]:
+    """Of candidates of different edits that lead to the same network the best: one edit does not offer a network twice."""
+    groups: dict[tuple, list[Scored]] = {}
+    for s in found:
+        if s.part is not None:
+            groups.setdefault((s.candidate.params, s.candidate.macs), []).append(s)
+    gone: set[int] = set()
+    for group in groups.values():
+        if len({(s.part.edit, s.part.options) for s in group}) < 2:
+            continue
+        known: dict[tuple, Scored] = {}
+        for s in sorted(group, key=lambda s: (s.gain.status != "ok", -s.candidate.gain)):
+            made = s.part.edit.rewrite(arch, s.part.site, s.part.proposal)
+            if isinstance(made, Rewrite) and known.setdefault(meaning(arch, made), s) is not s:
+                gone.add(id(s))
+    return [s for s in found if id(s) not in gone]
 
 
 def _judge(found: list[Scored], alpha: float) -> tuple[list[Scored], int]:
