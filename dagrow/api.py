@@ -15,7 +15,7 @@ from dagrow import check
 from dagrow import spec as specs
 from dagrow.errors import RunError, UsageError
 from dagrow.export.files import check_place, placing
-from dagrow.grown import Grown, event_row, spec_of
+from dagrow.grown import Grown, event_row, planned
 from dagrow.growth import Search
 from dagrow.planning import make_plan
 from dagrow.report import gains
@@ -38,12 +38,12 @@ def _refuse_smaller(run: Run, plan: Plan) -> None:
             raise UsageError(message, fix=f"allow {largest} or more, or start another run")
 
 
-def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] = ()) -> check.Checked:
+def checked_of(source: str | os.PathLike | Mapping | Spec, sets: Sequence[str] = (), allow_code: bool = False) -> check.Checked:
     """The spec with its data and seed network. Raises SpecError with everything that is wrong."""
     if isinstance(source, Spec):
         source = source if not sets else specs.load(source.to_dict(), sets, source.folder)
-        return check.check(source)
-    return check.load(source, sets)
+        return check.check(source, allow_code=allow_code)
+    return check.load(source, sets, allow_code=allow_code)
 
 
 def _listed(sets: str | Sequence[str]) -> list[str]:
@@ -67,12 +67,13 @@ def search(
     seed: int | None = None,
     device: str = "cpu",
     force: bool = False,
+    allow_code: bool = False,
     listen: Listener | None = None,
 ) -> Grown:
     """Grows a network as `spec` (a path, YAML text or a dict) says, and returns the finished run.
 
     out: the run's folder; None: a free one under runs/. sets: overrides such as "budget.steps=4". listen: called with one
-    row per committed event. Ctrl-C stops after the work in progress with everything committed. Raises SpecError, DataError,
+    row per committed event. allow_code: whether code that the spec names (model.py) may run. Ctrl-C stops after the work in progress with everything committed. Raises SpecError, DataError,
     RunError, NothingFits, ExportError, Interrupted.
 
     >>> import dagrow
@@ -81,7 +82,7 @@ def search(
     >>> run.finished, run.model(run.data.test.x).shape[1]
     (True, 3)
     """
-    checked = checked_of(spec, [*_listed(sets), *([f"seed={seed}"] if seed is not None else [])])
+    checked = checked_of(spec, [*_listed(sets), *([f"seed={seed}"] if seed is not None else [])], allow_code)
     plan, found = make_plan(checked), checked.spec
     check_device(device)
     folder = Path(out) if out is not None else free_folder(found.name)
@@ -91,7 +92,7 @@ def search(
 
 
 def resume(
-    folder: str | os.PathLike, *, sets: Sequence[str] = (), accept_different: bool = False, listen: Listener | None = None
+    folder: str | os.PathLike, *, sets: Sequence[str] = (), accept_different: bool = False, allow_code: bool = False, listen: Listener | None = None
 ) -> Grown:
     """Goes on with an interrupted run, to the same bits; with `sets` of budget.…, extends it (a finished one too).
 
@@ -103,7 +104,7 @@ def resume(
         message = f"--set {wrong[0]}: a run in progress keeps its spec; only budget.… may change"
         raise UsageError(message, fix="start another run with `dagrow search`")
     with Run.open(folder, write=True) as run:
-        plan = make_plan(check.check(spec_of(run, sets)))  # refused before anything is written
+        plan = planned(run, sets, allow_code=allow_code)  # refused before anything is written
         if sets:
             _refuse_smaller(run, plan)
         device = run.manifest.get("device", "cpu")
@@ -160,18 +161,18 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}", fix="leave out --device to compute on the CPU") from None
 
 
-def load(folder: str | os.PathLike) -> Grown:
-    """A run from its folder.
+def load(folder: str | os.PathLike, *, allow_code: bool = False) -> Grown:
+    """A run from its folder. allow_code: import the user's own model (model.py in its spec) again, for modules that were kept whole.
 
     >>> dagrow.load(finished).architecture.inputs
     ('input',)
     """
-    return Grown(folder)
+    return Grown(folder, allow_code=allow_code)
 
 
 def score(
     source: str | os.PathLike | Mapping | Spec | Grown, *, sets: Sequence[str] = (), top: int | None = None, verify: int | None = None,
-    plot: str | os.PathLike | None = None, listen: Listener | None = None,
+    plot: str | os.PathLike | None = None, allow_code: bool = False, listen: Listener | None = None,
 ) -> Scores:
     """Where the network lacks capacity: a list of its candidate edits, best first (scoring.Row), with what they rest on
     (scoring.Scores: rows, rows_needed, bar, sites, alpha, train_loss, val_loss).
@@ -186,21 +187,23 @@ def score(
         gains.ready(plot)
         check_place(plot)
         verify = PLOTTED if verify is None else verify
-    scores = _scores(source, sets, top, verify, listen)
+    scores = _scores(source, sets, top, verify, allow_code, listen)
     if plot is not None:
         with placing(plot) as temporary:
             gains.draw(scores, temporary, gains.FORMATS[Path(plot).suffix.lower()])
     return scores
 
 
-def _scores(source: str | os.PathLike | Mapping | Spec | Grown, sets: list[str], top: int | None, verify: int | None, listen: Listener | None) -> Scores:
+def _scores(
+    source: str | os.PathLike | Mapping | Spec | Grown, sets: list[str], top: int | None, verify: int | None, allow_code: bool, listen: Listener | None
+) -> Scores:
     if sets and (isinstance(source, Grown) or _is_folder(source)):
         raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="score the spec, or leave out --set")
     if _is_folder(source):
-        source = Grown(source)
+        source = Grown(source, allow_code=allow_code)
     if isinstance(source, Grown):
         return scored(source.plan, source.growing(), source._events[-1].payload["state"]["step"], top, verify)
-    plan = make_plan(checked_of(source, sets))
+    plan = make_plan(checked_of(source, sets, allow_code))
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", {}, {}) as run, graceful() as stopping:
         work = Search(plan, run)
         while work.network is None or work.state.epoch < work.state.epochs:

@@ -31,6 +31,7 @@ Either = Annotated[Path, typer.Argument(metavar="SPEC|RUN", help="A YAML spec, o
 Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="A.B=C", help="Change one value of the spec; may be given again.")]  # noqa: UP045
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let code that the spec names (model: {py: package.module:function}) run.")]
 Device = Annotated[str, typer.Option("--device", help="Where to train: cpu, cuda, cuda:1.")]
 
 
@@ -44,22 +45,22 @@ def put(row: dict[str, Any]) -> None:
     print(json.dumps(finite(row), allow_nan=False, default=str), flush=True)
 
 
-def load(folder: Path) -> Grown:
+def load(folder: Path, allow_code: bool) -> Grown:
     """The run of a folder; says so where it is not finished."""
     from dagrow import api
 
-    run = api.load(folder)
+    run = api.load(folder, allow_code=allow_code)
     if not run.finished:
         say(f"{folder} is not finished: this is its present network (go on with: dagrow resume {folder})")
     return run
 
 
 @app.command()
-def check(spec: SpecFile, sets: Sets = None, as_json: AsJson = False) -> None:
+def check(spec: SpecFile, sets: Sets = None, as_json: AsJson = False, allow_code: AllowCode = False) -> None:
     """Validate a spec; show every node with its shape, parameters and MACs, the axes, and how many edits are legal. Trains nothing."""
     from dagrow import report, showing
 
-    facts = showing.examine(spec, sets or ())
+    facts = showing.examine(spec, sets or (), allow_code)
     for warning in facts.warnings():
         say(warning)
     if as_json:
@@ -79,13 +80,14 @@ def search(
     as_json: AsJson = False,
     quiet: Quiet = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that RUN holds.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Grow a network as the spec says; leaves a run folder and the exported network."""
     from dagrow import api
     from dagrow.progress import Progress
 
     with Progress.of(as_json, quiet) as progress:
-        api.search(spec, out, sets=sets or (), seed=seed, device=device, force=force, listen=progress)
+        api.search(spec, out, sets=sets or (), seed=seed, device=device, force=force, allow_code=allow_code, listen=progress)
 
 
 @app.command()
@@ -95,13 +97,14 @@ def resume(
     accept_different: Annotated[bool, typer.Option("--accept-different", help="Go on though machine, versions or data differ; recorded.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Go on with an interrupted run, to the same bits; or extend a run: --set budget.steps=40."""
     from dagrow import api
     from dagrow.progress import Progress
 
     with Progress.of(as_json, quiet) as progress:
-        api.resume(run, sets=sets or (), accept_different=accept_different, listen=progress)
+        api.resume(run, sets=sets or (), accept_different=accept_different, allow_code=allow_code, listen=progress)
 
 
 @app.command()
@@ -112,12 +115,13 @@ def score(
     verify: Annotated[Optional[int], typer.Option("--verify", min=0, metavar="N", help="Try the best N by real forwards; left out: as the spec says, 12 with --plot.")] = None,  # noqa: UP045
     plot: Annotated[Optional[Path], typer.Option("--plot", metavar="FILE", help="Draw predicted and checked gains: .png, .svg or .pdf.")] = None,  # noqa: UP045
     as_json: AsJson = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Where the network lacks capacity: candidate edits, gain in nats per sample ± error, what they cost, and the verdict."""
     from dagrow import api
     from dagrow.scoretable import SHOWN, score_table
 
-    scores = api.score(source, sets=sets or (), top=top if as_json else top or SHOWN, verify=verify, plot=plot)
+    scores = api.score(source, sets=sets or (), top=top if as_json else top or SHOWN, verify=verify, plot=plot, allow_code=allow_code)
     if as_json:
         for row in scores.objects():
             put(row)
@@ -132,13 +136,14 @@ def evaluate(
     run: RunFolder,
     step: Annotated[Optional[str], typer.Option("--step", metavar="K|best", help="The network at decision K, or the best seen; left out: the reported one.")] = None,  # noqa: UP045
     as_json: AsJson = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Loss, accuracy or R2, parameters and MACs of a run's network."""
     from dagrow.progress import eval_table
 
     if step is not None and step != "best" and not step.isdigit():
         raise UsageError(f"--step {step}: not a step", fix="give the number of a decision, or best")
-    facts = load(run).evaluate(int(step) if step and step.isdigit() else step)
+    facts = load(run, allow_code).evaluate(int(step) if step and step.isdigit() else step)
     put(facts) if as_json else eval_table(facts)
 
 
@@ -147,11 +152,12 @@ def predict(
     run: RunFolder,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New rows: csv with the training columns, or npz with x.")],
     out: Annotated[Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="Write csv there instead of stdout.")] = None,  # noqa: UP045
+    allow_code: AllowCode = False,
 ) -> None:
     """Predictions for new rows, as csv: the class and its probabilities, or the predicted numbers."""
     from dagrow.showing import predictions_csv
 
-    text = predictions_csv(load(run), file)
+    text = predictions_csv(load(run, allow_code), file)
     if out is None:
         print(text, end="", flush=True)
     else:
@@ -168,10 +174,11 @@ def export(
     form: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="torchscript or pt2.")] = "torchscript",
     out: Annotated[Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="Left out: RUN/exports/NAME.")] = None,  # noqa: UP045
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Give probabilities instead of logits.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write the trained network, load it again in a clean process without dagrow, compare, print the largest difference."""
     options = {"output": "probabilities"} if probabilities else {}
-    path, difference = load(run).export(form, out, **options)
+    path, difference = load(run, allow_code).export(form, out, **options)
     print(f"{path}: largest difference in a clean process {difference:.3g}")
 
 
@@ -180,6 +187,7 @@ def show(
     source: Either,
     form: Annotated[str, typer.Option("--format", metavar="text|mermaid", help="As a table, or as Mermaid source.")] = "text",
     sets: Sets = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """The graph of a spec's seed network or of a run's network."""
     from dagrow import report, showing
@@ -187,7 +195,7 @@ def show(
     drawings = {"text": report.text, "mermaid": report.mermaid}
     if form not in drawings:
         raise UsageError(f"--format {form}: no such drawing", fix="text or mermaid")
-    print(drawings[form](showing.architecture_of(source, sets or ())))
+    print(drawings[form](showing.architecture_of(source, sets or (), allow_code)))
 
 
 def _listing(verb: str, package: str) -> None:

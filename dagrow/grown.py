@@ -45,19 +45,21 @@ def event_row(event: Event, plan: Plan) -> dict[str, Any]:
 class Grown:
     """A run read from its folder: the network it reports, its history, its data. Shows itself in a notebook."""
 
-    def __init__(self, folder: str | os.PathLike, plan: Plan | None = None):
+    def __init__(self, folder: str | os.PathLike, plan: Plan | None = None, *, allow_code: bool = False):
         with Run.open(folder) as run:
             self.folder = run.folder
             self._run, self._events = run, [e for e in run.events() if "state" in e.payload]
         if not self._events:
             raise RunError(f"{folder}: this run has not begun", fix=f"go on with `dagrow resume {folder}`")
-        self._plan = plan
+        self._plan, self._code = plan, True if allow_code else None
+        if allow_code and plan is None:
+            _ = self.plan  # modules of the user's that are kept whole are there from now on
 
     @cached_property
     def plan(self) -> Plan:
         if self._plan is not None:
             return self._plan
-        plan = make_plan(check.check(spec_of(self._run)))
+        plan = planned(self._run, allow_code=self._code)
         began = [e.payload["now"] for e in self._run.events() if e.kind == "different"][-1:] or [self._run.manifest]
         if began[0].get("data", plan.data.digest) != plan.data.digest:
             fix = "put the data back as it was; exported files hold what they need"
@@ -159,6 +161,19 @@ class Grown:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "unfinished"
         return f"Grown({str(self.folder)!r}, {state}, {len(self.architecture.nodes)} nodes, {self.architecture.size} params)"
+
+
+def planned(run: Run, sets: Sequence[str] = (), *, allow_code: bool | None = None) -> Plan:
+    """The plan a run follows. Where its seed network is code of the user's, that runs again and has to make the same network.
+
+    allow_code: whether it may run; None: it need not. Raises SpecError where it may not, RunError where the network is another.
+    """
+    began = next((e for e in run.events() if e.kind == "start"), None)
+    seed = Architecture.from_dict(began.payload["architecture"]) if began is not None else None
+    plan = make_plan(check.check(spec_of(run, sets), allow_code=bool(allow_code), seed=seed if allow_code is None else None))
+    if seed is not None and plan.spec.model.py is not None and plan.architecture.digest != seed.digest:
+        raise RunError(f"{run.folder}: {plan.spec.model.py} makes another network than the one this run began with", fix="put the code back as it was")
+    return plan
 
 
 def spec_of(run: Run, sets: Sequence[str] = ()) -> Spec:

@@ -80,7 +80,7 @@ class Search:
 
     def _begin(self) -> dict:
         arch = self.plan.architecture
-        self.network = Network(arch, initialise(arch, self.seed), {})
+        self.network = Network(arch, dict(self.plan.weights) if self.plan.weights is not None else initialise(arch, self.seed), {})
         chooser, options = self.plan.chooser
         from_names = chooser.init(options, horizon=max(1, self.spec.budget.steps), kinds=tuple(sorted({e.name for e, _ in self.plan.edits})))
         self.state = State(epochs=self.spec.train.epochs.first, chooser=from_names)

@@ -93,16 +93,16 @@ class Facts:
         return "\n".join(rows)
 
 
-def examine(source: Path, sets: Sequence[str]) -> Facts:
+def examine(source: Path, sets: Sequence[str], allow_code: bool = False) -> Facts:
     """Raises SpecError with everything that is wrong."""
-    return Facts(make_plan(checked_of(source, sets)))
+    return Facts(make_plan(checked_of(source, sets, allow_code)))
 
 
-def architecture_of(source: Path, sets: Sequence[str]) -> Architecture:
+def architecture_of(source: Path, sets: Sequence[str], allow_code: bool = False) -> Architecture:
     """The network of a run's folder, or the seed network of a spec."""
     if sets and source.is_dir():
         raise UsageError(f"--set {sets[0]}: a run keeps its spec", fix="show the spec, or leave out --set")
-    return Grown(source).architecture if source.is_dir() else checked_of(source, sets).architecture
+    return Grown(source, allow_code=allow_code).architecture if source.is_dir() else checked_of(source, sets, allow_code).architecture
 
 
 def predictions_csv(run: Grown, file: Path) -> str:

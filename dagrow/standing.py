@@ -72,7 +72,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Plan:
-    """A spec made into objects: everything a search needs that does not change."""
+    """A spec made into objects: everything a search needs that does not change. weights: what it begins with; None: fresh ones."""
 
     spec: Spec
     architecture: Architecture
@@ -82,6 +82,7 @@ class Plan:
     edits: tuple[tuple[type, Any], ...]
     scorer: Scorer
     chooser: tuple[type[Chooser], Any]
+    weights: Mapping[str, Tensor] | None = None
 
     @property
     def limits(self) -> Limits:

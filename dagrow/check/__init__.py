@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dagrow import spec as specs
+from dagrow.check import code
 from dagrow.check.names import SECTIONS, Choice, Section, choices_of
-from dagrow.check.network import network_of
+from dagrow.check.network import fits, network_of
 from dagrow.errors import DagrowError, Problem, SpecError
 from dagrow.spec import Spec
 from dagrow.spec.tree import Path, gathered
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dagrow.data import Dataset
     from dagrow.graph import Architecture
 
@@ -22,40 +25,57 @@ __all__ = ["SECTIONS", "Checked", "Choice", "Section", "build", "check", "check_
 
 @dataclass(frozen=True)
 class Checked:
-    """A spec that can be run. `choices`: section name -> its choices (SECTIONS); `data` for the shape the network reads."""
+    """A spec that can be run. `choices`: section name -> its choices (SECTIONS); `data` for the shape the network reads.
+
+    weights: those the seed network begins with, where it was imported; None: fresh ones.
+    """
 
     spec: Spec
     choices: Mapping[str, tuple[Choice, ...]]
     architecture: Architecture
     data: Dataset
+    weights: Mapping[str, Tensor] | None = None
 
 
-def load(source, sets: Sequence[str] = (), data: Dataset | None = None) -> Checked:
+def load(source, sets: Sequence[str] = (), data: Dataset | None = None, *, allow_code: bool = False) -> Checked:
     """`spec.load` and `check` in one, so that what is wrong with the text and with the names in it is reported together."""
     made, origin = specs.attempt(source, sets)
     if not origin.problems:
-        return check(made, data)
+        return check(made, data, allow_code=allow_code)
     problems = list(origin.problems)
     if made is not None:
         problems += choices_of(made)[1]
     raise SpecError(gathered(problems), origin.file)
 
 
-def check(spec: Spec, data: Dataset | None = None) -> Checked:
-    """The spec with its choices, its seed network and its data (loaded unless given). Raises SpecError with all problems."""
+def check(spec: Spec, data: Dataset | None = None, *, allow_code: bool = False, seed: Architecture | None = None) -> Checked:
+    """The spec with its choices, its seed network and its data (loaded unless given). Raises SpecError with all problems.
+
+    allow_code: whether code that the spec names (model.py) may run. seed: the seed network, where it is known already.
+    """
     choices, problems = choices_of(spec)
+    weights = None
+    if spec.model.py is not None and not allow_code and seed is None:
+        code.imported_of(spec, None, False, problems)
+        _raise(spec, problems)
     if data is None and choices["source"] and choices["split"]:
         data = _data(spec, problems)
     arch = None
     if data is not None:
-        arch = network_of(spec, data.input_shape, data.outputs, problems)
+        if spec.model.py is None:
+            arch = network_of(spec, data.input_shape, data.outputs, problems)
+        else:
+            found = code.imported_of(spec, data, True, problems) if allow_code else None
+            arch, weights = (found.arch, found.weights) if found is not None else (seed, None)
+            if found is not None:
+                fits(spec, arch, data.outputs, problems)
         problems += _task(spec, data)
-    elif spec.model.input:
+    elif spec.model.input and spec.model.py is None:
         arch = network_of(spec, None, None, problems)
     if arch is not None and not problems:
         problems += _edits(spec, choices["edits"], arch)
     _raise(spec, problems)
-    return Checked(spec, choices, arch, data.reshaped(arch.shapes["input"]))
+    return Checked(spec, choices, arch, data.reshaped(arch.shapes["input"]), weights)
 
 
 def check_names(spec: Spec) -> Mapping[str, tuple[Choice, ...]]:

@@ -65,6 +65,19 @@ def _architecture(spec: Spec, nodes: Mapping[str, Node], output: str, problems: 
     return arch
 
 
+def fits(spec: Spec, arch: Architecture, outputs: int, problems: list[Problem]) -> None:
+    """What is wrong with an imported seed network for this data and budget."""
+    if len(arch.inputs) != 1 or len(arch.outputs) != 1:
+        message = f"the network has {len(arch.inputs)} inputs and {len(arch.outputs)} outputs"
+        problems.append(spec.problem_at(("model", "py"), message, "one of each, or grow it in a loop of your own: dagrow.Grower"))
+        return
+    shape = arch.shapes[arch.outputs[0]]
+    if shape != (outputs,):
+        problems.append(spec.problem_at(("model", "py"), f"the network gives {list(shape)}, the data needs [{outputs}]", "let it end with a linear layer of that width"))
+    _within(spec, "params", arch.size, "parameters", problems)
+    _within(spec, "macs", arch.macs, "MACs", problems)
+
+
 def _within(spec: Spec, key: str, has: int, what: str, problems: list[Problem]) -> None:
     """A seed network larger than the budget."""
     limit = getattr(spec.budget, key)

@@ -30,6 +30,9 @@ MODEL = {
         "nodes": NODES,
         "layers": LAYERS,
         "output": {"type": "string"},
+        "py": {"type": "string", "description": "instead of nodes: a function of yours that returns an nn.Module, package.module:function; runs with --allow-code"},
+        "args": {"type": "object", "description": "what that function is called with", "additionalProperties": True},
+        "opaque": {"type": "array", "items": {"type": "string"}, "description": "paths of modules of yours that are kept whole"},
     },
     "additionalProperties": False,
 }

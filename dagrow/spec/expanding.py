@@ -15,7 +15,8 @@ MOST_EXPANDED = 2000
 MOST_MACROS_DEEP = 16
 TIED = "such as: tied: {weight: encoder.weight}"
 NAME_RULE = "use letters, digits and _ (64 at most, no digit first), with dots between segments"
-MODEL_KEYS = ("input", "nodes", "layers", "output")
+MODEL_KEYS = ("input", "nodes", "layers", "output", "py", "args", "opaque")
+CODE_KEYS = ("py", "args", "opaque")
 MACRO_KEYS = ("params", "nodes", "layers")
 
 
@@ -93,6 +94,12 @@ class _Expansion:
             self.source.report(model.place, f"model is a mapping with nodes or layers, not {model.kind}", "such as: layers: [linear 8, relu, linear 10]")
             return mapping(model.place, nodes=Tree({}, model.place))
         self._keys(model, MODEL_KEYS, "model")
+        if "py" in model.value:
+            return self._code(model)
+        for key in CODE_KEYS:
+            if key in model.value:
+                self.source.report(model.key(key), f"{key} goes with py", "such as: py: package.module:function")
+        model = model.without(*CODE_KEYS)
         body = self._body(model, "input", "model", model.place)
         try:
             self._expand(body, _Scope(local=frozenset(body.value)))
@@ -107,6 +114,13 @@ class _Expansion:
         if (output := model.get("output")) is not None:
             full.value["output"] = self._resolved(output)
         return full
+
+    def _code(self, model: Tree) -> Tree:
+        """A model that a function of the user's makes."""
+        for key in model.value:
+            if key in ("nodes", "layers", "output"):
+                self.source.report(model.key(key), f"model has both py and {key}", "keep one of them")
+        return model.without("nodes", "layers", "output")
 
     def _resolved(self, ref: Tree) -> Tree:
         """A macro's instance, named as an input, means its output."""

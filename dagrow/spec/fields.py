@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from dagrow.spec.finding import locate
 from dagrow.spec.scalars import count, seconds
 from dagrow.spec.tree import Path, Source, Tree
 
+FUNCTION = re.compile(r"(?=.{3,256}\Z)[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*\Z")
 METRICS = ("val.loss", "val.accuracy", "val.r2", "params", "macs")
 COUNT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?[kKMG]$"}]}
 TIME_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(s|sec|min|m|h|d)$"}]}
@@ -83,11 +85,32 @@ class NodeSpec(Options):
 
 
 class ModelSpec(Options):
-    """The seed network: `input` (None: from the data), nodes by full name, and which is the output (None: the one end)."""
+    """The seed network: `input` (None: from the data), nodes by full name, and which is the output (None: the one end).
+
+    Or `py`: a function "package.module:function" of the user's that returns an nn.Module when called with `args`; `opaque`: paths of
+    its modules that are kept whole.
+    """
 
     input: dict[str, Any] | None = None
-    nodes: dict[str, NodeSpec]
+    nodes: dict[str, NodeSpec] = {}
     output: str | None = None
+    py: Annotated[str, Field(strict=True)] | None = None
+    args: dict[str, Any] = {}
+    opaque: tuple[Annotated[str, Field(strict=True, min_length=1, max_length=256)], ...] = ()
+
+    @pydantic.field_validator("py")
+    @classmethod
+    def _function(cls, value: str | None) -> str | None:
+        if value is not None and not FUNCTION.match(value):
+            raise ValueError("py names a function as package.module:function")
+        return value
+
+    def to_plain(self) -> dict:
+        row = {"input": dict(self.input)} if self.input else {}
+        if self.py is not None:
+            return {**row, "py": self.py, **({"args": dict(self.args)} if self.args else {}), **({"opaque": list(self.opaque)} if self.opaque else {})}
+        row |= {"nodes": {name: node.to_plain() for name, node in self.nodes.items()}}
+        return {**row, "output": self.output} if self.output else row
 
 
 class Epochs(Options):
@@ -183,13 +206,11 @@ class Spec(Options):
     def to_dict(self) -> dict:
         """Plain values, from which `load` makes an equal Spec."""
         data = {"source": {"name": self.data.source, **self.data.options} if self.data.options else self.data.source}
-        model = {"nodes": {name: node.to_plain() for name, node in self.model.nodes.items()}}
         row = self.model_dump(mode="json", exclude={"data", "model"})
         return {
             "dagrow": self.dagrow, "name": self.name, "seed": self.seed,
             "data": {**data, "split": dict(self.data.split), "normalise": self.data.normalise, "batch": self.data.batch},
-            "model": {**({"input": dict(self.model.input)} if self.model.input else {}), **model,
-                      **({"output": self.model.output} if self.model.output else {})},
+            "model": self.model.to_plain(),
             "train": {**row["train"], "optimizer": self.train.optimizer.to_plain(), "schedule": self.train.schedule.to_plain()},
             "edits": [edit.to_plain() for edit in self.edits],
             "score": {**row["score"], "by": self.score.by.to_plain()},
