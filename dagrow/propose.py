@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import overload
@@ -13,12 +13,14 @@ from dagrow.applying import Part
 from dagrow.edits.sameness import meaning
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite
 from dagrow.measure import Evidence
-from dagrow.measure.grid import Grid, Several
+from dagrow.measure.grid import Grid
 from dagrow.measure.sites import Site
+from dagrow.offered import Places, named, places, sites
 from dagrow.scores import Proposal, Scorer, serving
 from dagrow.scores.valuer import Gain, scaled, value
 from dagrow.select import Candidate
 
+__all__ = ["NULL", "Limits", "Places", "Proposed", "Scored", "fitting", "places", "propose", "sites"]
 NO_GAIN = Gain()
 NULL = Candidate(0, "null", "-", None, 0.0, 0.0, 0.0, 0, 0, "null", "null -")
 
@@ -42,22 +44,6 @@ class Scored:
     part: Part | None = None
     gain: Gain = NO_GAIN
     reason: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Sites of one edit. `chosen`: the places in `sites` that are meant, all of them unless told."""
-
-    edit: type
-    options: object
-    sites: Sequence[Site]
-    chosen: np.ndarray
-
-    def __iter__(self) -> Iterator[Site]:
-        return (self.sites[k] for k in self.chosen.tolist())
-
-    def but(self, chosen: np.ndarray) -> Places:
-        return replace(self, chosen=chosen)
 
 
 class Proposed(Sequence[Scored]):
@@ -93,40 +79,6 @@ class Proposed(Sequence[Scored]):
             raise IndexError(k)
         k %= len(self)
         return self._head[k] if k < len(self._head) else self._tail.scored(k - len(self._head), k)
-
-
-def sites(arch: Architecture, edits: Sequence[tuple[type, object]]) -> Iterator[tuple[type, object, Site]]:
-    """Every site of every edit of the spec; an edit listed twice offers a site once."""
-    return ((p.edit, p.options, site) for p in places(arch, edits) for site in p)
-
-
-def places(arch: Architecture, edits: Sequence[tuple[type, object]]) -> list[Places]:
-    """The sites of each edit of the spec, in bulk; an edit listed twice offers a site once."""
-    made, listed, seen = [], [e for e, _ in edits], set()
-    for edit, options in edits:
-        for found in _alike(edit.match(arch, options)):
-            chosen = range(len(found))
-            if listed.count(edit) > 1:
-                chosen = [k for k in chosen if found[k].key not in seen]
-                seen.update(found[k].key for k in chosen)
-            made.append(Places(edit, options, found, np.array(chosen, np.int64)))
-    return made
-
-
-def _alike(found: Iterable[Site]) -> list[Sequence[Site]]:
-    """The sites, those of one form together; grids as they are."""
-    parts = found.parts if isinstance(found, Several) else (found,)
-    grids, forms = [p for p in parts if isinstance(p, Grid)], {}
-    for site in (s for p in parts if not isinstance(p, Grid) for s in p):
-        forms.setdefault((type(site.form), site.form.grows), []).append(site)
-    return [*grids, *forms.values()] or [[]]
-
-
-def _named(at: Places, keys: frozenset[str]) -> np.ndarray:
-    """The places of the sites with these keys."""
-    if isinstance(at.sites, Grid):
-        return np.array(sorted(k for k in map(at.sites.find, keys) if k is not None), np.int64)
-    return np.array([k for k, site in enumerate(at.sites) if site.key in keys], np.int64)
 
 
 def fitting(arch: Architecture, edit: type, site: Site, units: int, limits: Limits) -> tuple[int, Cost] | Refusal:
@@ -177,9 +129,9 @@ def propose(
     pricing, found = _Pricing(evidence, scorer, limits, key, price_first), {}
     offered = places(evidence.arch, edits)
     if only is not None:
-        offered = [p.but(np.intersect1d(p.chosen, _named(p, only))) for p in offered]
+        offered = [p.but(np.intersect1d(p.chosen, named(p, only))) for p in offered]
     if banned:
-        offered = [p.but(np.setdiff1d(p.chosen, _named(p, banned))) for p in offered]
+        offered = [p.but(np.setdiff1d(p.chosen, named(p, banned))) for p in offered]
     chosen, screened = _screen(evidence, scorer, offered, pricing, refine)
     for at in chosen:
         for site in at:

@@ -20,7 +20,7 @@ BANNED_CALLS = {
 # The script that loads an export in a process of its own may load what we have just written.
 CLEAN_PROCESS = {"torch.jit.load", "torch.export.load"}
 ORDER = (
-    "errors globs rng registry inputs spec modules recorded ops graph compiler importing losses criteria encoding data train measure scores edits applying check select propose racing trials store"
+    "errors globs rng registry inputs spec modules recorded ops graph compiler importing losses criteria encoding data train measure scores edits applying check select offered propose racing trials store"
     " standing epochs growth planning scoring report export grower lightning grown api progress scoretable showing cli __main__"
 ).split()
 
