@@ -165,7 +165,8 @@ class Sequence:
         elif kind == "clone":
             index.append(self.draw.randrange(size))
         else:
-            index = [self.draw.randint(-1, size - 1) for _ in range(self.draw.randint(1, size + 2))]
+            index = [self.draw.randrange(size), *(self.draw.randint(-1, size - 1) for _ in range(self.draw.randint(0, size + 1)))]
+            self.draw.shuffle(index)
         said = resized_cost(arch, axis, len(index))
         rewrite = resize(arch, {axis: index})
         if isinstance(rewrite, Refusal):
