@@ -17,9 +17,9 @@ MOST_UNITS = 2**16
 
 @REGISTRY.register("moe")
 class Experts(Op):
-    """A router chooses, for each sample or token, the `top` of `experts` two-layer networks; their outputs are averaged by
-    the softmax of the chosen ones' logits (Shazeer et al. 2017; Fedus, Zoph and Shazeer 2022).
+    """A router chooses the `top` of `experts` two-layer networks for each sample or token, and averages what they make.
 
+    The weights are the softmax of the chosen ones' logits (Shazeer et al. 2017; Fedus, Zoph and Shazeer 2022).
     [..., features] to [..., width] (as many as the input's, if left out) over `hidden` units of each expert, with the
     activation `act` (a registered one). Equal logits at the limit are all chosen, as are all experts where there are not more
     than `top`; a single chosen one would have the weight 1 whatever its logit, and the router nothing to learn from. Here
