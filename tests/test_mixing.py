@@ -132,7 +132,7 @@ def test_heads_come_and_go_from_one_head():
     assert back.arch == arch
     # A width of another size keeps the scale it had, and says so only as long as it differs.
     wide = oracles.done(resize(arch, {"q~1": (*range(6), -1, -1)})).arch
-    assert wide.nodes["attn"].attrs.scale == 1 / math.sqrt(6)
+    assert wide.nodes["attn"].attrs == of("attention", heads=1, base=6).attrs
     assert oracles.done(resize(wide, {"q~1": tuple(range(6))})).arch == arch
 
 

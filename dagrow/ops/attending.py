@@ -17,8 +17,8 @@ from dagrow.registry import Options
 class Attention(Op):
     """softmax(q kᵀ · scale) v in each of `heads` heads (Vaswani et al. 2017), of (q, k, v), each [tokens, features].
 
-    A head takes a run of features of each. `scale`: 1/√(head width) if left out; it then keeps its value when the width
-    changes, so that the function does. `causal`: a token sees those up to its own place.
+    A head takes a run of features of each. `scale`: if left out 1/√`base`, and `base`, if left out, the head width of queries
+    and keys; a resize writes the old width there, so that the function stays. `causal`: a token sees those up to its own place.
     """
 
     fewest, most = 3, 3
@@ -33,6 +33,7 @@ class Attention(Op):
     class Options(Options):
         heads: Size = 1
         scale: float | None = pydantic.Field(None, gt=0, le=2**20)
+        base: Size | None = None
         causal: bool = False
 
     @staticmethod
@@ -45,20 +46,17 @@ class Attention(Op):
             raise GraphError(f"attention: {attrs.heads} heads must divide the {q[1]} features of queries and keys and the {v[1]} of values")
         from dagrow.modules import Attend
 
-        return Attend(attrs.heads, q[1] // attrs.heads, v[1] // attrs.heads, _scale(attrs, q), attrs.causal)
+        width = q[1] // attrs.heads
+        scale = 1 / math.sqrt(attrs.base or width) if attrs.scale is None else attrs.scale
+        return Attend(attrs.heads, width, v[1] // attrs.heads, scale, attrs.causal)
 
     @staticmethod
     def pinned(attrs, q, k, v):
-        return attrs.model_copy(update={"scale": _scale(attrs, q)})
+        return attrs if attrs.scale is not None else attrs.model_copy(update={"base": attrs.base or q[1] // attrs.heads})
 
     @staticmethod
     def resize(attrs, params, made, q, k, v):
-        default = attrs.model_copy(update={"scale": None})
-        return default if attrs.scale == _scale(default, q) else attrs
-
-
-def _scale(attrs, q) -> float:
-    return 1 / math.sqrt(q[-1] // attrs.heads) if attrs.scale is None else attrs.scale
+        return attrs.model_copy(update={"base": None}) if attrs.base == q[1] // attrs.heads else attrs
 
 
 @REGISTRY.register("softmax")

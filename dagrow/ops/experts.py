@@ -59,7 +59,8 @@ class Experts(Op):
     @staticmethod
     def resize(attrs, params, made, shape):
         experts, hidden, width = params["down"]
-        return attrs.model_copy(update={"experts": experts, "hidden": hidden, "width": None if width == shape[-1] else width})
+        width = attrs.width if width == attrs.width else None if width == shape[-1] else width
+        return attrs.model_copy(update={"experts": experts, "hidden": hidden, "width": width})
 
     @staticmethod
     def macs(attrs, counted, shape):
