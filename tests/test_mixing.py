@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import axis_oracles as oracles
 import pytest
 import torch

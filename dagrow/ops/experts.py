@@ -59,7 +59,8 @@ class Experts(Op):
     @staticmethod
     def resize(attrs, params, made, shape):
         experts, hidden, width = params["down"]
-        width = attrs.width if width == attrs.width else None if width == shape[-1] else width
+        # The number is there only where it is not the input's: so that what was widened and narrowed again is what it was.
+        width = None if width == shape[-1] else width
         return attrs.model_copy(update={"experts": experts, "hidden": hidden, "width": width})
 
     @staticmethod
