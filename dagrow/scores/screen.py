@@ -192,7 +192,7 @@ def _joined(field: Field, grid: Grid) -> np.ndarray:
     s, t, total, rank = field.linear
     form = grid[0].form
     layer = isinstance(form, Units)
-    if not (layer or isinstance(form, Link)):
+    if not (layer or isinstance(form, Link)) or not total.size:  # a network without vectors
         return np.full(len(grid), np.nan)
     gains = np.maximum(total, 0) / 2
     if layer:
