@@ -185,17 +185,26 @@ def export(
 @app.command()
 def show(
     source: Either,
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="[AXIS]...", help="With --axes: only these axes, or those that these nodes hold; * and ** as in a spec.")] = None,  # noqa: UP045
     form: Annotated[str, typer.Option("--format", metavar="text|mermaid", help="As a table, or as Mermaid source.")] = "text",
+    axes: Annotated[bool, typer.Option("--axes", help="Every axis: where it lives, what comes and goes with it and why; what is fixed, and by what.")] = False,
     sets: Sets = None,
     allow_code: AllowCode = False,
+    as_json: AsJson = False,
 ) -> None:
-    """The graph of a spec's seed network or of a run's network."""
-    from dagrow import report, showing
+    """The graph of a spec's seed network or of a run's network; with --axes, the axes along which it can be resized."""
+    from dagrow import showing
 
-    drawings = {"text": report.text, "mermaid": report.mermaid}
-    if form not in drawings:
+    if form not in showing.DRAWINGS:
         raise UsageError(f"--format {form}: no such drawing", fix="text or mermaid")
-    print(drawings[form](showing.architecture_of(source, sets or (), allow_code)))
+    if names and not axes:
+        raise UsageError(f"{names[0]}: what of it?", fix=f"dagrow show {source} --axes {names[0]}")
+    arch = showing.architecture_of(source, sets or (), allow_code)
+    if as_json:
+        for row in showing.shown_rows(arch, axes, names or ()):
+            put(row)
+    else:
+        print(showing.shown(arch, form, axes, names or ()))
 
 
 def _listing(verb: str, package: str) -> None:

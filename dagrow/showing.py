@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from dagrow.api import Grown, checked_of
-from dagrow.errors import UsageError
+from dagrow.errors import UsageError, nearest
 from dagrow.globs import matches
 from dagrow.graph import Architecture
 from dagrow.measure.evidence import bytes_needed
 from dagrow.planning import make_plan
 from dagrow.propose import sites
-from dagrow.report import printable, tables
+from dagrow.report import mermaid, printable, tables
+from dagrow.report.axes import axes_mermaid, axes_rows, axes_text, fixed_counts, fixed_summary
 from dagrow.standing import Plan
 
 
@@ -77,7 +78,11 @@ class Facts:
         arch, counts = self.architecture, self.counts()
         nodes = [asdict(row) | {"op": arch.nodes[row.name].op} for row in tables.rows(arch)]
         axes = {axis.id: axis.size for axis in arch.axes.values()}
-        return {"params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(counts.values()), "sites": counts, "axes": axes, "decision_bytes": self.memory()}
+        opaque = {op: list(found) for op, found in arch.derived.opaque.items()}
+        return {
+            "params": arch.size, "macs": arch.macs, "nodes": nodes, "edits": sum(counts.values()), "sites": counts, "axes": axes,
+            "fixed": fixed_counts(arch), "opaque": opaque, "decision_bytes": self.memory(),
+        }  # fmt: skip
 
     def axes_text(self) -> str:
         arch, counts = self.architecture, self.counts()
@@ -88,6 +93,7 @@ class Facts:
         if not arch.axes:
             rows.append("  none: every size is fixed by the data")
         rows += [f"  frozen by {op}: {', '.join(nodes)}" for op, nodes in arch.derived.opaque.items()]
+        rows.append(f"  fixed dimensions of parameters: {fixed_summary(arch)} (which and why: dagrow show SPEC --axes)")
         rows += ["", "legal edits: " + (", ".join(f"{number} {name}" for name, number in counts.items()) or "none")]
         rows.append(f"a decision takes at most about {max(1, round(self.memory() / 2**20))} MiB beside what training does")
         return "\n".join(rows)
@@ -96,6 +102,35 @@ class Facts:
 def examine(source: Path, sets: Sequence[str], allow_code: bool = False) -> Facts:
     """Raises SpecError with everything that is wrong."""
     return Facts(make_plan(checked_of(source, sets, allow_code)))
+
+
+DRAWINGS = {"text": (tables.text, axes_text), "mermaid": (mermaid, lambda arch, names: axes_mermaid(arch))}
+
+
+def shown(arch: Architecture, form: str, axes: bool, names: Sequence[str]) -> str:
+    """The network as `form` says, or its axes: those named, or all. Raises UsageError for a name that none has."""
+    plain, told = DRAWINGS[form]
+    return told(arch, axes_named(arch, names)) if axes else plain(arch)
+
+
+def shown_rows(arch: Architecture, axes: bool, names: Sequence[str]) -> list[dict]:
+    """The same as plain values: an object for each axis and for each dimension that is fixed, or one for the network."""
+    if axes:
+        return axes_rows(arch, axes_named(arch, names))
+    return [{"params": arch.size, "macs": arch.macs, "outputs": list(arch.outputs), "nodes": [asdict(r) | {"op": arch.nodes[r.name].op} for r in tables.rows(arch)]}]
+
+
+def axes_named(arch: Architecture, names: Sequence[str]) -> list[str]:
+    """The axes that the patterns name, by themselves or by a node that holds one; all where there are none."""
+    found = []
+    for name in names:
+        mine = [a for a in arch.axes if matches(name, a)]
+        mine = mine or [a for a, axis in arch.axes.items() if any(matches(name, owner) for s in axis.slots for owner in arch.derived.owners[s.param])]
+        if not mine:
+            near = nearest(name, [*arch.axes, *arch.nodes])
+            raise UsageError(f"{name!r}: no axis of the network, and no node that holds one", fix=f"did you mean {near!r}?" if near else f"axes: {', '.join(arch.axes) or 'none'}")
+        found += mine
+    return list(dict.fromkeys(found)) if names else list(arch.axes)
 
 
 def architecture_of(source: Path, sets: Sequence[str], allow_code: bool = False) -> Architecture:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
+from types import MappingProxyType
 
 from dagrow.graph import Architecture
 from dagrow.report.tables import Row, printable, rows
 
 # Larger networks are shown as a table only: a picture of them tells nothing.
 MOST_DRAWN = 150
+NOTHING: Mapping[str, str] = MappingProxyType({})
 BOX, HIGH, GAP_X, GAP_Y, EDGE = 172, 46, 34, 26, 12
 
 
-def mermaid(arch: Architecture) -> str:
-    """A Mermaid flowchart. Labels hold no character that Mermaid could read as syntax or HTML."""
+def mermaid(arch: Architecture, notes: Mapping[str, str] = NOTHING, fills: Mapping[str, str] = NOTHING) -> str:
+    """A Mermaid flowchart. Labels hold no character that Mermaid could read as syntax or HTML.
+
+    notes: node -> a further line of its label; fills: node -> its colour, #rrggbb.
+    """
     lines = ["flowchart TD"]
     ids = {name: f"n{k}" for k, name in enumerate(arch.order)}
     for row in rows(arch):
-        label = "<br/>".join(_mermaid_text(part) for part in _label(row))
+        label = "<br/>".join(_mermaid_text(part) for part in (*_label(row), *filter(None, [notes.get(row.name)])))
         ends = ('(["', '"])') if row.name in arch.inputs or row.name in arch.outputs else ('["', '"]')
         lines.append(f"    {ids[row.name]}{ends[0]}{label}{ends[1]}")
     for name in arch.order:
         lines += [f"    {ids[i]} --> {ids[name]}" for i in arch.nodes[name].inputs]
+    lines += [f"    style {ids[name]} fill:{colour}" for name, colour in fills.items()]
     return "\n".join(lines) + "\n"
 
 
