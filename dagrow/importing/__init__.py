@@ -43,7 +43,7 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
         trained = _followed(model, inputs, runs, opaque, None, training=True)
         if trained.ended.nodes != first.ended.nodes:
             raise _two_ways(first.ended.nodes, trained.ended.nodes)
-        if trained.dropouts != first.dropouts or any(first.dropouts) or not all(trained.dropouts):
+        if any(trained.dropouts) or any(first.dropouts):
             first = _followed(model, inputs, runs, opaque, trained.dropouts)
         made = _imported(model, first)
         _compare(model, made, inputs, runs)
@@ -112,7 +112,7 @@ def _rows(x: Tensor, count: int) -> Tensor:
     return x[torch.arange(count, device=x.device) % x.shape[0]].clone()
 
 
-def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque: Collection, plan: list[bool] | None, training: bool = False) -> _Followed:
+def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque: Collection, plan: list[float] | None, training: bool = False) -> _Followed:
     """The model's forward, lowered; training: as far as the user's own code looks at its mode."""
     names = _input_names(model, len(inputs))
     build = Builder(Names(model, names))

@@ -17,8 +17,9 @@ from dagrow.recorded import NUMBERS
 
 ATEN = {"truediv": "div", "floordiv": "floor_divide", "and": "bitwise_and", "or": "bitwise_or", "invert": "bitwise_not", "mod": "remainder", "T": "numpy_T"}
 # Where tensors lie and how is the machine's affair.
-PLACES = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "copy", "inplace")
+PLACES = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "copy", "inplace", "_stacklevel")
 MOST_CONSTANT = 2**20
+FAR = 2**62
 
 
 def expression(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any) -> Any:
@@ -50,7 +51,7 @@ def value_of(form: Any, run: int) -> Any:
         if isinstance(part, Held):
             return part.values[run]
         if isinstance(part, Leaf):
-            return part.tensor.detach()
+            return part.tensor
         if isinstance(part, Tree):
             key = part.name, id(part.args)
             if key not in memo:
@@ -178,7 +179,9 @@ class Steps:
         self.steps: list[tuple] = []
         self._made: dict[Any, tuple] = {}
         self._forms: list[Any] = []
-        self.form(form)
+        end = self.form(form)
+        if end[0] == "item":
+            self._step("end", ("alias", (end,), ()))
         if not self.inputs:
             raise Unfit("it is made of parameters alone")
 
@@ -201,6 +204,8 @@ class Steps:
             if kind not in DTYPES:
                 raise Unfit(f"values of {kind}")
             return ("dtype", kind)
+        if type(form) is int:
+            return max(-FAR, min(FAR, form))  # as far as a slice may go
         if isinstance(form, float):
             return form if math.isfinite(form) else ("float", next(k for k in NUMBERS if k == str(form)))
         return form

@@ -18,14 +18,14 @@ from dagrow.importing.tracing import both
 from dagrow.importing.values import ROWS, Held, Leaf, Rows, Tree, batch_dim, held_in, mapped
 from dagrow.recorded import keep
 
-DROPOUTS = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
+DROPOUTS = {"dropout": False, "dropout1d": True, "dropout2d": True, "alpha_dropout": None, "feature_alpha_dropout": None, "dropout3d": None}
 # In training these do what no expression of what they do in evaluation says.
 FICKLE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @dataclass
 class Lowering:
-    """Makes nodes in `build`. opaque: paths and classes to keep whole. trained: for each functional dropout, whether it is on in training.
+    """Makes nodes in `build`. opaque: paths and classes to keep whole. trained: for each functional dropout, its probability in training (0: off).
 
     kept: node -> why it is kept whole.
     """
@@ -33,8 +33,8 @@ class Lowering:
     build: Builder
     names: Mapping[int, str]
     opaque: Collection[str | type] = ()
-    trained: list[bool] | None = None
-    dropouts: list[bool] = field(default_factory=list)
+    trained: list[float] | None = None
+    dropouts: list[float] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
 
     # -- modules -----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class Lowering:
         reason = self.whole(path, module)
         if reason is None:
             ways = [lambda: mapping_of(module)(self._ask(type(module).__name__, module, args, kwargs, result))]
-            if not isinstance(module, FICKLE):
+            if not isinstance(module, FICKLE) and not getattr(module, "dropout", 0):
                 ways.append(lambda: self._expressed(type(module).__name__.lower(), module, args, kwargs, result))
             made, reason = self._first(ways)
             if reason is None:
@@ -124,7 +124,9 @@ class Lowering:
         if name in DROPOUTS:
             return self._dropout(name, function, args, kwargs)
         result = both(function, args, kwargs)
-        if not any(True for _ in mapped_held((args, kwargs))):
+        if not holds(result):
+            return result  # a size, a type
+        if not mapped_held((args, kwargs)):
             return self._of_parameters(name, function, args, kwargs, result)
         ways = [lambda: self._expressed(name, function, args, kwargs, result)]
         if name in FUNCTIONS:
@@ -138,21 +140,26 @@ class Lowering:
         path = self.build.path
         return f"keep the module whole: opaque=[{path!r}]" if path else "put it into a module of its own, and keep that whole with opaque=[…]"
 
+    def dropping(self, p: float) -> float:
+        """The probability in training of the dropout that comes next; `p` is that in the mode being followed."""
+        number = len(self.dropouts)
+        self.dropouts.append(p)
+        if self.trained is None:
+            return 0.0
+        return self.trained[number] if number < len(self.trained) else p
+
     def _dropout(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
         """On in training alone, as nearly all are: a node; never on: nothing."""
-        default = {"p": args[1] if len(args) > 1 else kwargs.get("p", 0.5), "training": args[2] if len(args) > 2 else kwargs.get("training", True)}
-        number = len(self.dropouts)
-        self.dropouts.append(bool(default["training"]))
-        trained = self.trained[number] if self.trained is not None and number < len(self.trained) else True
-        if self.trained is not None and not trained:
+        p = float(args[1] if len(args) > 1 else kwargs.get("p", 0.5))
+        on = bool(args[2] if len(args) > 2 else kwargs.get("training", True))
+        p, whole = self.dropping(p if on else 0.0), DROPOUTS[name]
+        if not p:
             return args[0]
-        if name != "dropout" or (self.trained is not None and default["training"]):
-            raise ImportingError(f"dagrow has nothing for {name}{' that is on in evaluation' if name == 'dropout' else ''}", fix="use nn.Dropout")
-        x = self.solid(args[0])
-        if not default["p"]:
-            return x
+        if whole is None or (self.trained is not None and on):
+            raise ImportingError(f"dagrow has nothing for {name}{' that is on in evaluation' if whole is not None else ''}", fix="use nn.Dropout")
         try:
-            return self.build.node("dropout", [x], {"p": float(default["p"])}, expected=x, batch=x.batch, hint="dropout")
+            x = self.solid(args[0])
+            return self.build.node("dropout", [x], {"p": p, "channels": whole}, expected=x, batch=x.batch, hint="dropout")
         except Unfit as error:
             raise ImportingError(f"dropout: {error}") from None
 
@@ -211,7 +218,8 @@ class Lowering:
             return form
         sizes = result.sizes
         result.form, result.mixed = form, not any(isinstance(n, Rows) for n in sizes)
-        return result if batch_dim(sizes) is None else self.solid(result, hint)
+        # What is no number of its own, a mask, goes into what reads it: nodes hand on floating values.
+        return result if batch_dim(sizes) is None or not result.values[0].is_floating_point() else self.solid(result, hint)
 
     def solid(self, held: Held, hint: str = "call") -> Held:
         """A held tensor as a node's output; a node is made where it waits for one. Raises Unfit."""
@@ -234,6 +242,13 @@ class Lowering:
     def _first_dim(self, held: Held) -> Held:
         """With the batch first in the user's tensor, too."""
         raise Unfit("its batch does not come first")
+
+
+def holds(value: Any) -> bool:
+    """Whether there is a tensor in it."""
+    found: list[bool] = []
+    mapped(value, lambda v: found.append(isinstance(v, Held)))
+    return any(found)
 
 
 def mapped_held(value: Any) -> list[Held]:

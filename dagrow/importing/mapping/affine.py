@@ -16,7 +16,8 @@ def linear_of(ask: Ask, x: Held, tensors: dict[str, Leaf], hint: str | None = No
         return ask.node("linear", [x], attrs, tensors, hint=hint, expected=expected)
     if x.batch == len(x.shape):
         raise Unfit("the batch comes last")
-    return ask.node("token_linear", [x], attrs, tensors, hint=hint, expected=expected)
+    # Of rows that lie elsewhere torch multiplies other blocks: sums in another order.
+    return ask.node("token_linear", [x], attrs, tensors, hint=hint, expected=expected, near=bool(x.batch))
 
 
 @layer(nn.Linear)

@@ -46,11 +46,12 @@ def same(ask: Ask):
     return Held(ask.result.values, held.node, held.batch, held.form, held.narrow)
 
 
-@layer(nn.Dropout)
+@layer(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def dropout(ask: Ask):
     if not ask.module.p:
         return ask.first
-    return ask.node("dropout", [ask.x], {"p": float(ask.module.p)})
+    whole = not isinstance(ask.module, nn.Dropout)
+    return ask.node("dropout", [ask.map if whole else ask.x], {"p": float(ask.module.p), "channels": whole})
 
 
 @function("softmax")

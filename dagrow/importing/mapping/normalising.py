@@ -11,10 +11,8 @@ from dagrow.importing.mapping import Ask, function, layer
 @layer(nn.BatchNorm1d, nn.BatchNorm2d)
 def batch_norm(ask: Ask):
     m = ask.module
-    if not m.affine or not m.track_running_stats or m.momentum is None:
-        raise Unfit("a batch norm without parameters or running statistics")
-    return ask.node("batchnorm", [ask.map], {"eps": m.eps, "momentum": m.momentum},
-                    ask.tensors("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))  # fmt: skip
+    attrs = {"eps": m.eps, "momentum": m.momentum, "affine": m.affine, "tracked": m.track_running_stats}
+    return ask.node("batchnorm", [ask.map], attrs, ask.tensors("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
 
 
 @layer(nn.LayerNorm)
