@@ -220,6 +220,17 @@ def compiling_keeps_the_function(arch: Architecture, seed: int = 0) -> None:
             assert torch.equal(joined(arch, program(*given)), eager)
 
 
+def exporting_keeps_the_function(arch: Architecture, seed: int = 0) -> None:
+    """By torch.export from two rows, for any number of them."""
+    weights, x = weights_for(arch, seed), rows(arch)
+    network, given = compiled(arch, weights, x)
+    network.eval()
+    with torch.no_grad():
+        anyhow = ({0: torch.export.Dim("rows")},) * len(given)
+        program = torch.export.export(network, tuple(v[:2].clone() for v in given), dynamic_shapes=anyhow).module()
+        assert distance(joined(arch, program(*given)), output(arch, weights, x)) <= TOLERANCE
+
+
 def training_moves_everything(arch: Architecture, seed: int = 0) -> None:
     """One step in train mode: every parameter has a gradient. One that is zero up to rounding is that of a parameter the output does not depend on."""
     weights, x = weights_for(arch, seed), rows(arch)

@@ -144,16 +144,21 @@ def every_oracle(arch: Architecture) -> None:
 
 @each_op
 def test_compiled_and_in_torchscript_it_is_the_same(op, k):
-    for surroundings in (alone, among_others):
-        for arch in networks(op, k, surroundings):
-            oracles.compiling_keeps_the_function(arch)
+    for arch in networks(op, k, among_others):
+        oracles.compiling_keeps_the_function(arch)
+
+
+@pytest.mark.slow
+@each_op
+def test_exported_with_a_batch_of_any_size_it_is_the_same(op, k):
+    for arch in networks(op, k, among_others):
+        oracles.exporting_keeps_the_function(arch)
 
 
 @each_op
 def test_a_step_of_training_moves_every_parameter(op, k):
-    for surroundings in (alone, among_others):
-        for arch in networks(op, k, surroundings):
-            oracles.training_moves_everything(arch)
+    for arch in networks(op, k, among_others):
+        oracles.training_moves_everything(arch)
 
 
 @each_op
