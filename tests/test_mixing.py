@@ -162,7 +162,7 @@ def test_expected_macs_of_a_mixture():
 
 
 @pytest.mark.parametrize(("op", "attrs", "shape"), [
-    ("layernorm", {"dims": 3}, (4, 3)), ("groupnorm", {"groups": 4}, (6, 2)), ("instancenorm", {}, (6,)), ("softmax", {"dim": 0}, (6,)),
+    ("layernorm", {"dims": 3}, (4, 3)), ("groupnorm", {"groups": 4}, (6, 2)), ("groupnorm", {"groups": 6}, (6,)), ("instancenorm", {}, (6,)), ("softmax", {"dim": 0}, (6,)),
     ("softmax", {"dim": 3}, (6, 2)), ("layer_scale", {"dim": -3}, (6, 2)), ("class_token", {}, (6,)), ("moe", {"experts": 2, "hidden": 2, "act": "softmax"}, (6,)),
     ("embedding", {"vocabulary": 3, "width": 2}, (2, 2, 2)),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -53,8 +54,8 @@ class GroupNorm(Op):
     grids: ClassVar[Mapping[str, tuple[int, int]]] = {"groups": (0, 1)}
     examples = (
         # Whole groups come and go by themselves, channels within a group mix.
-        Example({"groups": 3}, axes={"stem": 3, "stem~1": 2}), Example({"groups": 2, "affine": False}, (2, 7, 7), axes={"stem": 2, "stem~1": 3}),
-        Example({"groups": 1}, axes={"stem": 1, "stem~1": 6}), Example({"groups": 6}, (3, 9)),
+        Example({"groups": 3}, (3, 9), axes={"stem": 3, "stem~1": 2}), Example({"groups": 2, "affine": False}, (2, 7, 7), axes={"stem": 2, "stem~1": 3}),
+        Example({"groups": 1}, (3, 9), axes={"stem": 1, "stem~1": 6}), Example({"groups": 6}, (3, 9)),
     )  # fmt: skip
 
     class Options(Options):
@@ -69,6 +70,8 @@ class GroupNorm(Op):
         need_rank("groupnorm", shape, (1, 2, 3), "a vector, [channels, length] or [channels, height, width]")
         if shape[0] % attrs.groups:
             raise GraphError(f"groupnorm: {attrs.groups} groups must divide the {shape[0]} channels")
+        if math.prod(shape) == attrs.groups:
+            raise GraphError(f"groupnorm: {attrs.groups} groups of {list(shape)} have one value each, and nothing to normalise it by")
         return nn.GroupNorm(attrs.groups, shape[0], attrs.eps, attrs.affine)
 
 
