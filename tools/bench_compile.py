@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the graph costs: a compiled network against the same one written by hand, and one edit of a network of 50 nodes.
 
-    python tools/bench_compile.py [--rounds 7] [--steps 60] [--json] [--threads 1]
+    python tools/bench_compile.py [--rounds 7] [--steps 60] [--leak 10000] [--json] [--threads 1]
 
 step: forward + loss + backward of the compiled architecture divided by that of an nn.Module written by hand, with equal
       weights (the outputs are compared first). The two take turns step by step; a round's ratio is that of its two
@@ -9,6 +9,9 @@ step: forward + loss + backward of the compiled architecture divided by that of 
 edit: resize + transfer of weights + compilation, in ms, the axes of the old network being known. "new" edits lead to an
       architecture that was never seen (each widens by one unit more); "seen" ones to one that is in the cache. Absolute
       times hold for this machine only.
+leak: (asked for) so many networks resized, initialised, compiled and dropped, hardly one like another: what the process grew by
+      since the first 100, in MB, and what is left in fx's and Python's caches of source texts. They are not run: of shapes that
+      were never seen before, torch's own kernels (oneDNN) keep some 20 MB.
 
 Times are CPU time with one thread (other processes then disturb less), and elapsed time otherwise.
 """
@@ -16,11 +19,16 @@ Times are CPU time with one thread (other processes then disturb less), and elap
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import linecache
+import random
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +112,36 @@ class HandResidual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def attending() -> Architecture:
+    """A transformer block on 16 tokens of 32 features."""
+    of = Node.of
+    return Architecture({
+        "x": of("input", shape=(16, 32)), "n0": of("layernorm", "x"), "q": of("token_linear", "n0", width=32), "k": of("token_linear", "n0", width=32),
+        "v": of("token_linear", "n0", width=32), "att": of("attention", "q", "k", "v", heads=4), "o": of("token_linear", "att", width=32),
+        "s0": of("add", "x", "o"), "n1": of("layernorm", "s0"), "up": of("token_linear", "n1", width=64), "act": of("gelu", "up"),
+        "down": of("token_linear", "act", width=32), "s1": of("add", "s0", "down"), "pool": of("mean", "s1", dims=(1,)),
+        "head": of("linear", "pool", width=10),
+    })
+
+
+class HandAttending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.n0 = nn.LayerNorm(32)
+        self.q, self.k, self.v, self.o = (nn.Linear(32, 32) for _ in range(4))
+        self.n1, self.up, self.down, self.head = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        y = self.n0(x)
+        q, k, v = (p(y).unflatten(2, (4, 8)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        seen = torch.softmax((q * 8**-0.5) @ k.transpose(2, 3), -1) @ v
+        x = x + self.o(seen.transpose(1, 2).flatten(2))
+        return self.head((x + self.down(F.gelu(self.up(self.n1(x))))).mean(1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], Architecture], type[nn.Module]]] = {
     "mlp": (mlp, HandMlp), "conv": (conv, HandConv), "residual": (residual, HandResidual),
+    "attention": (attending, HandAttending),
 }
 
 
@@ -121,6 +157,25 @@ def fifty_nodes() -> Architecture:
         last = f"sum{k}"
     nodes |= {"norm": Node.of("batchnorm", last), "end": Node.of("relu", "norm"), "neck": Node.of("linear", "end", width=16)}
     return Architecture({**nodes, "head": Node.of("linear", "neck", width=10)})
+
+
+def transformer() -> Architecture:
+    """4 blocks of 12 nodes, and 4 more."""
+    of = Node.of
+    nodes = {"x": of("input", shape=(8, 12)), "stem": of("token_linear", "x", width=16)}
+    last = "stem"
+    for b in range(4):
+        def put(name, op, *inputs, b=b, **attrs):
+            nodes[f"b{b}.{name}"] = of(op, *inputs, **attrs)
+            return f"b{b}.{name}"
+
+        norm = put("n0", "layernorm", last)
+        q, k, v = (put(n, "token_linear", norm, width=16) for n in "qkv")
+        last = put("s0", "add", last, put("o", "token_linear", put("att", "attention", q, k, v, heads=2), width=16))
+        inner = put("act", "gelu", put("up", "token_linear", put("n1", "layernorm", last), width=32))
+        last = put("s1", "add", last, put("down", "token_linear", inner, width=16))
+    nodes |= {"pool": of("mean", last, dims=(1,)), "head": of("linear", "pool", width=10)}
+    return Architecture(nodes)
 
 
 # ---- timing
@@ -180,8 +235,8 @@ def one_edit(
     return rewrite.arch, moved, [b - a for a, b in zip(times, times[1:], strict=False)]
 
 
-def edits(which: str, axis: str, seen: bool, rounds: int, clock: Callable[[], float]) -> dict:
-    start = fifty_nodes()
+def edits(which: str, axis: str, seen: bool, rounds: int, clock: Callable[[], float], make: Callable[[], Architecture] = fifty_nodes) -> dict:
+    start = make()
     weights = initialise(start, 0)
     arch, held, parts = start, weights, []
     for number in range(rounds + 1):
@@ -201,7 +256,38 @@ def edits(which: str, axis: str, seen: bool, rounds: int, clock: Callable[[], fl
     }
 
 
+def resident() -> float:
+    """MB of the process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def leak(count: int) -> dict:
+    from torch.fx import graph_module
+
+    draw = random.Random(0)
+    start = [conv(), residual(), fifty_nodes(), attending()]
+    grown, begin = {}, 0.0
+    for number in range(count):
+        arch = start[number % len(start)]
+        axis = draw.choice(sorted(arch.axes))
+        rewrite = resize(arch, {axis: [draw.randint(-1, arch.axes[axis].size - 1) for _ in range(draw.randint(2, 60))] + [0]})
+        arch = arch if isinstance(rewrite, Refusal) else rewrite.arch
+        compile_architecture(arch, initialise(arch, number))
+        del rewrite, arch
+        if number + 1 == min(100, count):
+            gc.collect()
+            begin = resident()
+        if number + 1 in (count // 10, count // 2, count):
+            gc.collect()
+            grown[number + 1] = resident() - begin
+    sources = len(graph_module._loader.eval_cache) + sum("eval_with_key" in str(k) for k in linecache.cache)
+    return {"bench": "leak", "compiles": count, "mb": grown[count], "on_the_way": grown, "sources": sources, "begin_mb": begin}
+
+
 def line(row: dict) -> str:
+    if row["bench"] == "leak":
+        way = ", ".join(f"{mb:+.1f} MB by {number}" for number, mb in row["on_the_way"].items())
+        return f"leak  {row['compiles']} compiles: {row['mb']:+.1f} MB ({way}; {row['begin_mb']:.0f} MB at first), {row['sources']} sources left"
     spread = f"[{row['lowest']:.3f}, {row['highest']:.3f}]"
     if row["bench"] == "step":
         times = f"{row['compiled_ms']:.3f} / {row['by_hand_ms']:.3f} ms"
@@ -216,14 +302,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="training steps of each network in a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--leak", type=int, default=0, metavar="N", help="compile N networks and say what the process grew by; nothing else")
     options = parser.parse_args()
     if options.rounds < 5 or options.steps < 2:
         parser.error("at least 5 rounds of 2 steps")
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     tasks = [lambda n=name: compare(n, options.rounds, options.steps, clock) for name in NETWORKS]
+    places = (("one layer", "up5", fifty_nodes), ("stream", "stem", fifty_nodes), ("feed-fwd", "b1.up", transformer), ("head width", "b1.q", transformer))
     for seen in (False, True):
-        tasks += [lambda w=w, a=a, s=seen: edits(w, a, s, options.rounds, clock) for w, a in (("one layer", "up5"), ("stream", "stem"))]
+        tasks += [lambda w=w, a=a, m=m, s=seen: edits(w, a, s, options.rounds, clock, m) for w, a, m in places]
+    if options.leak:
+        tasks = [lambda: leak(options.leak)]
     for task in tasks:
         row = task()
         print(json.dumps(row) if options.json else line(row))

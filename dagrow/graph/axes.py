@@ -20,7 +20,8 @@ Shape = tuple[int, ...]
 # Importing `mixing` has added all rules.
 FIND = mixing.find
 _CACHE: OrderedDict[str, Derived] = OrderedDict()
-_CACHE_SIZE = 512
+# Tables in all that are held: some 500 bytes each, 60 to 200 of them in an architecture of 50 nodes.
+_MOST_TABLES = 2**14
 _LOCK = threading.Lock()
 
 
@@ -150,9 +151,14 @@ def derive(digest: str, nodes: Mapping[str, Node], order: Iterable[str], outputs
         made = _read(Trace(FIND).network(nodes, order, outputs), nodes, tuple(order))
     with _LOCK:
         _CACHE[digest] = made
-        while len(_CACHE) > _CACHE_SIZE:
-            _CACHE.popitem(last=False)
+        held = sum(map(_tables_of, _CACHE.values()))
+        while held > _MOST_TABLES and len(_CACHE) > 1:
+            held -= _tables_of(_CACHE.popitem(last=False)[1])
     return made
+
+
+def _tables_of(made: Derived) -> int:
+    return len(made.tables) + len(made.outputs)
 
 
 def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> Derived:
