@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from dagrow.edits import REGISTRY
 from dagrow.edits.shares import activations, shared
 from dagrow.edits.steady import grown, keeps, parts_of
 from dagrow.graph import Architecture, Refusal, Rewrite, preserving, resize
+from dagrow.measure.sites import slopes_of
+from dagrow.propose import Limits, propose
 from dagrow.scores import Proposal, serving
 from dagrow.scores.valuer import value
 
@@ -237,8 +240,6 @@ def test_the_unit_left_out_is_the_one_the_network_is_best_without():
 
 
 def _slopes(site, seen, proposal):
-    from dagrow.measure.sites import slopes_of
-
     s, t = slopes_of(site.form, seen, site.form.effect(seen, proposal))
     return s, t.square()
 
@@ -399,3 +400,63 @@ def test_a_search_over_them_stops_and_goes_on(tmp_path):
     plan = plan_of(RECASTS | {"select": {"by": "metropolis", "proposals": 2, "temperature": {"start": 5.0, "end": 5.0}}})
     one, two = whole(tmp_path / "whole", plan), stopped(tmp_path / "stopped", plan)
     assert one == two and any(p["edit"] != "null" for _, kind, p, _ in one if kind == "step")
+
+
+def test_what_costs_nothing_is_taken_where_nothing_grows(tmp_path):
+    """A linear map after another is folded away by the usual chooser, though single precision leaves something of the difference."""
+    layers = {"layers": ["linear 6", "linear 4", "tanh", "linear 3"]}
+    plan = plan_of(WINE | {"model": layers, "edits": ["fold"], "budget": {"steps": 1}, "train": WINE.get("train", {}) | {"epochs": {"first": 2, "between": 1, "final": 0}}})
+    steps = [p for _, kind, p, _ in whole(tmp_path / "run", plan) if kind == "step"]
+    assert [p["edit"] for p in steps] == ["fold"] and abs(steps[0]["val_loss"]) < 10
+
+
+# What is offered
+
+
+def test_grids_of_one_edit_keep_their_sites_apart():
+    """Each variant has keys of its own, finds its sites, and prices what it makes."""
+    edit = REGISTRY.get("deepen")
+    options = edit.Options(act=("tanh", "relu"), kernel=(1, 3), op=("dense", "depthwise"))
+    sites = edit.match(NETWORKS["conv"], options)
+    keys = [s.key for s in sites]
+    assert len(set(keys)) == len(keys) == len(sites) and [sites[k].key for k in range(len(sites))] == keys
+    for grid in sites.parts:
+        assert [grid.find(s.key) for s in grid] == list(range(len(grid)))
+    assert {s.where.partition(" (")[2] for s in sites if s.detail[1] == "c2"} >= {"dense, tanh, kernel 1)", "depthwise, relu, kernel 3)"}
+    # Vectors have no kernels: one site each for what kernels make no difference to.
+    vectors = edit.match(NETWORKS["mlp"], options)
+    assert len(vectors) == 2 * len(edit.match(NETWORKS["mlp"], edit.Options()))
+
+
+class Again(REGISTRY.get("connect")):
+    """A user's own edit that makes what `connect` makes, and calls it something else."""
+
+    @classmethod
+    def match(cls, arch, options):
+        return [replace(site, edit="again") for site in REGISTRY.get("connect").match(arch, options)]
+
+
+def test_a_network_is_offered_once_whatever_it_is_called():
+    arch, connect = NETWORKS["residual"], REGISTRY.get("connect")
+    evidence = evidence_for(arch, rows=60)
+    twice = [(connect, connect.Options()), (Again, connect.Options(where="**"))]
+    alone = propose(evidence, [(Again, connect.Options())], RANDOM, Limits(), alpha=0.05, key=(0,))
+    both = propose(evidence, [*twice, (REGISTRY.get("widen"), REGISTRY.get("widen").Options())], RANDOM, Limits(), alpha=0.05, key=(0,))
+    joined = [s for s in both[1:] if s.candidate.key.split()[0] in ("connect", "again")]
+    assert len({s.candidate.where for s in joined}) == len(joined) == len(alone) - 1 > 3
+    best = {s.candidate.where: max(s.candidate.gain, 0) for s in alone[1:]}
+    assert all(s.candidate.gain >= best[s.candidate.where] - 1e-12 for s in joined)
+
+
+@pytest.mark.parametrize(("name", "source", "target", "fit"), [
+    ("conv", "p", "y", "global_avg_pool"), ("conv", "x", "y", "global_avg_pool"), ("tokens", "a", "y", "mean"), ("unet", "x", "o", None),
+])  # fmt: skip
+def test_tensors_of_other_kinds_are_connected_behind_their_mean(name, source, target, fit):
+    arch = NETWORKS[name]
+    found = {s.where: s for _, _, s in sites_of(arch, "connect", adapt=True) if s.form.trial}
+    assert (f"{source} -> {target}" in found) == (fit is not None)
+    if fit:
+        (bridge,) = found[f"{source} -> {target}"].detail
+        assert bridge.before.op == fit
+        close(sum(p.numel() for n, p in weights_for(found[f"{source} -> {target}"].form.frame).items() if n.startswith("link1.")), arch.shapes[source][-1 if fit == "mean" else 0] * 3)
+    assert not {s.where for _, _, s in sites_of(arch, "connect")} & set(found)

@@ -10,6 +10,9 @@ import pydantic
 from dagrow import registry
 from dagrow.select import REGISTRY, Candidate, Chooser, Done, Trial, Try, best, label, proposable, proven, trial_of
 
+# Nats per sample that single precision leaves of a function that is kept.
+ROUNDING = 1e-6
+
 
 @REGISTRY.register("greedy")
 class Greedy(Chooser):
@@ -54,7 +57,7 @@ class Greedy(Chooser):
         shrunk, missing = _split(shrinking, outcomes)
         if missing:
             return Try(missing)
-        harmless = [o for o in shrunk if o.usable and o.gain >= -options.tolerance]
+        harmless = [o for o in shrunk if o.usable and o.gain >= -max(options.tolerance, ROUNDING)]
         if harmless:
             winner = min(harmless, key=lambda o: (candidates[o.trial.index].params, -o.gain, o.trial.index))
             return Done(winner.trial, _note(candidates, winner, len(tried) + len(shrunk)))
