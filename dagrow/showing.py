@@ -120,9 +120,9 @@ def shown_rows(arch: Architecture, axes: bool, names: Sequence[str]) -> list[dic
     return [{"params": arch.size, "macs": arch.macs, "outputs": list(arch.outputs), "nodes": [asdict(r) | {"op": arch.nodes[r.name].op} for r in tables.rows(arch)]}]
 
 
-def axes_named(arch: Architecture, names: Sequence[str]) -> list[str]:
-    """The axes that the patterns name, by themselves or by a node that holds one; all where there are none."""
-    found = []
+def axes_named(arch: Architecture, names: Sequence[str]) -> list[str] | None:
+    """The axes that the patterns name, by themselves or by a node that holds one; None where there are no patterns."""
+    found: list[str] = []
     for name in names:
         mine = [a for a in arch.axes if matches(name, a)]
         mine = mine or [a for a, axis in arch.axes.items() if any(matches(name, owner) for s in axis.slots for owner in arch.derived.owners[s.param])]
@@ -130,7 +130,7 @@ def axes_named(arch: Architecture, names: Sequence[str]) -> list[str]:
             near = nearest(name, [*arch.axes, *arch.nodes])
             raise UsageError(f"{name!r}: no axis of the network, and no node that holds one", fix=f"did you mean {near!r}?" if near else f"axes: {', '.join(arch.axes) or 'none'}")
         found += mine
-    return list(dict.fromkeys(found)) if names else list(arch.axes)
+    return list(dict.fromkeys(found)) or None
 
 
 def architecture_of(source: Path, sets: Sequence[str], allow_code: bool = False) -> Architecture:

@@ -75,10 +75,13 @@ class _Looking(Trace):
         self.network(self.arch.nodes, self.arch.order, self.arch.outputs)
         self._fix(None)
         for axis, found in self.whole.axes.items():
-            shared = {s.param: self.whole.owners[s.param] for s in found.slots if len(self.whole.owners[s.param]) > 1}
-            self.ties.setdefault(axis, []).extend(
-                Tie("shared", owners[0], f"{param} is shared by {', '.join(owners)}", owners) for param, owners in shared.items()
-            )
+            ties, read = self.ties.setdefault(axis, []), {u.param for u in found.reads}
+            for param in dict.fromkeys(s.param for s in found.slots):
+                owners = self.whole.owners[param]
+                # One that reads the axis by it brings those along whose units they are.
+                whose = tuple(u.node for u in found.writes if u.node not in owners)[:1] if param in read else ()
+                if len(owners) > 1:
+                    ties.append(Tie("shared", owners[0], f"{param} is shared by {', '.join(owners)}", (*whose, *owners)))
         place = {spot: k for k, spot in enumerate(self.first)}
         return Reasons({a: tuple(t) for a, t in self.ties.items()}, tuple(sorted(self.fixed.values(), key=lambda f: place[f.param, f.axis])))
 
@@ -190,7 +193,7 @@ class _Looking(Trace):
             return f"{self.node} runs {foreign}"
         held = [(self._stiff_of(i), x) for i, x in zip(node.inputs, inputs, strict=True)]
         same = next((s[d] for s, x in held if d in s and len(x.shape) == rank), None)
-        return same or next((next(iter(s.values())) for s, _ in held if s), None) or f"{node.op} {self.node}"
+        return same or next((next(iter(s.values())) for s, _ in held if s), None) or f"{node.op} {self.node} keeps no units there"
 
 
 INPUT = "the network's input"

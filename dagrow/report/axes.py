@@ -92,18 +92,18 @@ def _widening(arch: Architecture, axis: Axis) -> tuple[str, str]:
     return "changes", f"changes the function{' (mixed at ' + ', '.join(axis.mixes) + ')' if axis.mixes else ''}: a trial says whether it pays"
 
 
-def axes_rows(arch: Architecture, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One object for each axis named, then one for each dimension that is fixed, those of the whole network."""
+def axes_rows(arch: Architecture, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """One object for each axis named; with None for each there is, and for each dimension that is fixed."""
     fixed = [{"frozen": f.param, **{k: v for k, v in asdict(f).items() if k != "param"}} for f in reasons(arch).fixed]
-    return [described(arch, name).row() for name in names] + (fixed if len(names) == len(arch.axes) else [])
+    return [described(arch, name).row() for name in names or arch.axes] + (fixed if names is None else [])
 
 
-def axes_text(arch: Architecture, names: Sequence[str]) -> str:
-    """The axes named, a paragraph each; with all of them, what is fixed."""
+def axes_text(arch: Architecture, names: Sequence[str] | None = None) -> str:
+    """The axes named, a paragraph each; with None all of them, and what is fixed."""
     rows: list[str] = []
-    for name in names:
+    for name in names or arch.axes:
         rows += [*described(arch, name).lines(), ""]
-    if len(names) == len(arch.axes):
+    if names is None:
         rows += ["fixed"] + [f"  {line}" for line in fixed_lines(reasons(arch).fixed)]
     return "\n".join(printable(row) for row in rows).rstrip()
 
