@@ -8,6 +8,7 @@ theirs, both measured on the grown network: whatever the loss's scale, batch and
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,15 +44,17 @@ def check(optimizer: object, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         raise UsageError(f"the optimizer does not hold these parameters of the model: {', '.join(missing[:5])}{more}", fix=fix)
 
 
-def slots_of(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> Slots:
+def slots_of(optimizer: torch.optim.Optimizer, arch: Architecture, tensors: Mapping[str, Tensor]) -> Slots:
     """{slot: {"node.local": state}} of all state tensors of a parameter's shape, and a slot that marks newborn entries."""
     found: Slots = {BORN: {}}
     for full, p in tensors.items():
-        if isinstance(p, nn.Parameter):
-            found[BORN][full] = torch.zeros(p.shape)
-            for slot, value in optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.shape == p.shape and p.dim():
-                    found.setdefault(slot, {})[full] = value.detach()
+        shape = arch.params.get(full)
+        if shape is None or math.prod(shape) != p.numel():  # a part of another tensor
+            continue
+        found[BORN][full] = torch.zeros(shape)
+        for slot, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor) and value.shape == p.shape and p.dim():
+                found.setdefault(slot, {})[full] = value.detach().view(shape)
     return found
 
 
@@ -85,7 +88,7 @@ def carried(
             if not isinstance(value, Tensor) or not value.dim():
                 fresh[slot] = value.clone() if isinstance(value, Tensor) else value
             elif full in moved.get(slot, {}):
-                fresh[slot] = moved[slot][full].to(value).contiguous()
+                fresh[slot] = moved[slot][full].to(value).contiguous().view(new.shape)
             else:  # rows and columns of a factored moment, for instance
                 made.reset.append(full)
                 break
@@ -95,7 +98,8 @@ def carried(
                 wanted.append((full, new))
     found = squares([full for full, _ in wanted]) if wanted else {}
     for full, new in wanted:
-        _fill(made.states[new], moved[BORN][full].bool(), found.get(full))
+        squares_of = found.get(full)
+        _fill(made.states[new], moved[BORN][full].bool().view(new.shape), None if squares_of is None else squares_of.view(new.shape))
     return made
 
 

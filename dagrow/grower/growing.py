@@ -117,7 +117,7 @@ class Grower:
             over = [f"{k} {now:,} of {limit:,}" for k, now, limit in self._spent(arch) if limit is not None and now > limit]
             if over:
                 raise BudgetError(f"the model is over the budget already: {', '.join(over)}")
-            self._live, self._example = Live(self.model, arch, dict(found.names), dict(found.modules)), example[:2].detach().cpu()
+            self._live, self._example = Live.of(self.model, found), example[:2].detach().cpu()
         return self._live
 
     def _traced(self, example: Tensor):
@@ -227,7 +227,7 @@ class Grower:
         """The model and its optimizer, across the edit; the parameters whose optimizer state could not go along."""
         live = self._live
         tensors = live.tensors()
-        slots = carrying.slots_of(self.optimizer, tensors)
+        slots = carrying.slots_of(self.optimizer, live.arch, tensors)
         weights, moved = sight.carried(taken, parts, slots, carrying.fills(slots))
         ahead = live.planned(taken.arch, weights)
         state = carrying.carried(self.optimizer, ahead.change, tensors, moved, sight.squares(taken.arch, weights))

@@ -18,6 +18,7 @@ from dagrow.errors import GraphError
 from dagrow.graph import Architecture
 from dagrow.graph.node import build
 from dagrow.grower.wiring import Loan, Step, Wiring, rewire, wiring_of
+from dagrow.importing import Imported
 
 KINDS = ("_parameters", "_buffers")
 
@@ -39,13 +40,26 @@ class Live:
     """A model, the architecture it runs, and where its tensors and modules are.
 
     names: "node.local" -> the model's own dotted name of the parameter or buffer. paths: node -> the path of the module that
-    is the node, where there is one.
+    is the node, where there is one. leads: of tensors that the model holds with so many more dimensions of size 1 in front.
     """
 
     model: nn.Module
     arch: Architecture
     names: dict[str, str]
     paths: dict[str, str]
+    leads: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(model: nn.Module, found: Imported) -> Live:
+        """A model as its user made it. Of its modules those of torch.nn, and those kept whole, are nodes; the user's own only hold some."""
+        arch, calls = found.arch, {}
+        for node, path in found.modules.items():
+            if path and (arch.nodes[node].op == "opaque" or type(model.get_submodule(path)).__module__.startswith("torch.nn.")):
+                calls.setdefault(path, []).append(node)
+        # A module that became several nodes is none of them.
+        forms = {node: (arch.nodes[node].op, arch.nodes[node].attrs, tuple(arch.formed.locals[node].items())) for nodes in calls.values() for node in nodes}
+        paths = {node: path for path, nodes in calls.items() for node in nodes if all(forms[n] == forms[nodes[0]] for n in nodes)}
+        return Live(model, found.arch, dict(found.names), paths, dict(found.leads))
 
     @property
     def wired(self) -> bool:
@@ -64,6 +78,7 @@ class Live:
         found = {}
         for full, t in self.tensors().items():
             t = t.detach().to("cpu", copy=True)
+            t = t.reshape(t.shape[self.leads.get(full, 0) :])
             found[full] = t.float() if t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) else t
         return found
 
@@ -110,11 +125,13 @@ class Plan:
         fresh = {f"{node}.{local}": t for node, module in self._modules() for _, local, t in _tensors(module)}
         shapes = {**self.arch.params, **self.arch.buffers}
         for full, shape in shapes.items():
-            old = self.old.get(full)
-            if old is not None and tuple(old.shape) == tuple(shape):
+            old, lead = self.old.get(full), (1,) * self.live.leads.get(full, 0)
+            if old is not None and tuple(old.shape) == (*lead, *shape):
                 self.objects[full] = old
                 continue
             made = fresh[full]
+            if lead:
+                made = nn.Parameter(made.detach().view(*lead, *shape)) if isinstance(made, nn.Parameter) else made.view(*lead, *shape)
             if isinstance(made, nn.Parameter):
                 packed = self.packed.get(full)
                 made.requires_grad_(all(t.requires_grad for t in (old, packed) if t is not None))
@@ -214,7 +231,7 @@ class Plan:
             self._drop_module(self.live.paths[name])
         with torch.no_grad():
             for full, t in self.objects.items():
-                t.copy_(self.weights[full])
+                t.copy_(self.weights[full].view(t.shape))
         rewire(self.model, self._steps())
 
     def _put_module(self, path: str, module: nn.Module) -> None:
@@ -262,7 +279,7 @@ class Plan:
             part, key = _holder(module, local)
             owner, theirs = _holder(self.model, self.names[full])
             kind = "_parameters" if key in part._parameters else "_buffers"
-            yield Loan(part, key, owner, kind, theirs)
+            yield Loan(part, key, owner, kind, theirs, self.live.leads.get(full, 0))
 
 
 class Grown(nn.Module):

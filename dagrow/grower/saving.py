@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dagrow.errors import DagrowError, RunError
 from dagrow.export.files import placing
 from dagrow.graph import Architecture
-from dagrow.graph.node import check_name
 from dagrow.grower import carrying
 from dagrow.grower.live import Live
 
@@ -85,11 +84,12 @@ def restore(found: Saved, live: Live, optimizer: torch.optim.Optimizer) -> dict[
     about = found.about
     names, paths = ({str(k): str(v) for k, v in about[key].items()} for key in ("names", "paths"))
     for name in (*names.values(), *paths.values()):
-        check_name(name if not name.replace(".", "").isdigit() else "_")
+        if len(name) > 4096 or not all(part.isidentifier() or part.isdigit() for part in name.split(".") if name):
+            raise RunError(f"{name[:80]!a} is no path of a module")
     values = {n.partition("/")[2]: t for n, t in found.tensors.items() if n.startswith("model/")}
     if about["wired"]:
         arch = Architecture.from_dict(about["architecture"])
-        plan = live.planned(arch, {full: values[name] for full, name in names.items()}, paths)
+        plan = live.planned(arch, {full: values[name].view(values[name].shape[live.leads.get(full, 0) :]) for full, name in names.items()}, paths)
         state = carrying.Carried(plan.change)
         live.put(plan)
         carrying.take(optimizer, arch, state, live.tensors(), live.names)

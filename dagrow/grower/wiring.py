@@ -16,16 +16,18 @@ HELD = "_dagrow_wiring"
 
 @dataclass
 class Loan:
-    """A tensor that a step's own module uses and another of the model's modules owns: `owner.<kind>[key]`."""
+    """A tensor that a step's own module uses and another of the model's modules owns: `owner.<kind>[key]`, less `lead` dimensions of size 1."""
 
     module: nn.Module
     local: str
     owner: nn.Module
     kind: str
     key: str
+    lead: int = 0
 
     def fetch(self) -> None:
-        getattr(self.module, self.kind)[self.local] = getattr(self.owner, self.kind)[self.key]
+        t = getattr(self.owner, self.kind)[self.key]
+        getattr(self.module, self.kind)[self.local] = t.view(t.shape[self.lead :]) if self.lead else t
 
 
 @dataclass
