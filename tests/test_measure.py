@@ -15,6 +15,7 @@ from dagrow.graph import Architecture
 from dagrow.measure import features, flat, measure
 from dagrow.measure.evidence import FLOOR, observe, subsample
 from dagrow.measure.features import grouped
+from dagrow.measure.grouping import grouped_parents
 from dagrow.measure.parents import affine_nodes, free_parents, parents
 from dagrow.rng import stream
 
@@ -112,14 +113,23 @@ def test_the_bottleneck_is_what_least_squares_leaves(name, task):
     arch = NETWORKS[name]
     seen = evidence_for(arch, task, rows=60).train
     for target in affine_nodes(arch):
-        group = free_parents(arch, target)
-        design = [features(arch.nodes[p], seen.values[arch.nodes[p].inputs[0]]).flatten(0, 1) for p in group]
-        v = flat(seen.v[target], arch.nodes[target]).flatten(0, 1)
-        x = torch.cat([*design, torch.ones(len(v), 1, dtype=v.dtype)], 1)
-        solved = torch.linalg.lstsq(x, v, driver="gelsd").solution
+        design = [features(arch.nodes[p], seen.values[arch.nodes[p].inputs[0]]).flatten(0, 1) for p in free_parents(arch, target)]
+        every = flat(seen.v[target], arch.nodes[target]).flatten(0, 1)
         left = seen.bottleneck(target).flatten(0, 1)
-        close(left, v - x @ solved, 1e-8)
-        assert float((x.T @ left).abs().max()) <= 1e-8 * max(1.0, float((x.T @ v).abs().max()))
+        for unit, v in enumerate(every.T):
+            own = [_of_group(arch, seen, p, unit) for p in grouped_parents(arch, target)]
+            x = torch.cat([*design, *own, torch.ones(len(v), 1, dtype=v.dtype)], 1)
+            solved = torch.linalg.lstsq(x, v.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+            close(left[:, unit], v - x @ solved, 1e-8)
+            assert float((x.T @ left[:, unit]).abs().max()) <= 1e-8 * max(1.0, float((x.T @ every).abs().max()))
+
+
+def _of_group(arch, seen, parent, unit):
+    """Columns by unfolding: the channels that one unit of a grouped convolution reads."""
+    node, x = arch.nodes[parent], seen.values[arch.nodes[parent].inputs[0]]
+    channels, width = x.shape[1] // node.attrs.groups, arch.shapes[parent][0] // node.attrs.groups
+    part = x[:, unit // width * channels :][:, :channels]
+    return torch.nn.functional.unfold(part, node.attrs.kernel, padding=node.attrs.kernel // 2, stride=node.attrs.stride).transpose(1, 2).flatten(0, 1)
 
 
 def test_the_bottleneck_of_a_rank_deficient_design():

@@ -13,6 +13,7 @@ from dagrow import losses
 from dagrow.graph import Architecture
 from dagrow.graph.node import Module, infer, tensors_of
 from dagrow.measure.features import at
+from dagrow.measure.grouping import Group, columns_of, groups_of, left_of, leverage, solved_by
 from dagrow.measure.kept import Values
 from dagrow.measure.layout import broad, flat, space
 from dagrow.measure.parents import Span, free_parents, moved, parents, span_of
@@ -120,6 +121,7 @@ class Pass:
         Maps have more positions than a solve needs: what is asked is how features go together, and neighbours say it twice.
         """
         columns = sum(math.prod(self.arch.params[self.arch.formed.locals[p]["weight"]][1:]) for p in parents(self.arch, target)) + 1
+        columns = max(columns, columns_of(self.arch, target) + 1)
         return self.spread(space(self.arch.shapes[target], self.arch.nodes[target]), columns)
 
     def spread(self, positions: tuple[int, ...], columns: int) -> Tensor | None:
@@ -142,25 +144,45 @@ class Pass:
             self.memo["moments", known[key].nodes] = known[key].moments
         return known[key]
 
+    def groups(self, target: str) -> dict[int, Group]:
+        """What its grouped parents can make beside that, unit by unit; empty where there are none."""
+        known, key = self.about(target), ("groups", target, self.places(target) is None)
+        if key not in known:
+            known[key] = groups_of(self.arch, self.values, target, self.places(target), self.span(target))
+        return known[key]
+
+    def left(self, target: str, change: Tensor) -> Tensor:
+        """`change` [cells, units] at the target less what its parents can make of it."""
+        return left_of(self.span(target), self.groups(target), change)
+
+    def leverage(self, target: str) -> Tensor:
+        """How much each cell weighs in the parents' fit, 0 to 1: [cells, 1 or units]."""
+        return leverage(self.span(target), self.groups(target))
+
+    def nearest(self, target: str, change: Tensor) -> dict[str, Tensor]:
+        """What the parents' parameters would have to gain to come nearest to `change` [cells, units]."""
+        solved, made = solved_by(self.arch, self.span(target), self.groups(target), change)
+        return self.span(target).as_weights(self.arch, target, solved) | made
+
     def bottleneck(self, target: str) -> Tensor:
         """v less what the parents could do about it, by least squares: [rows, positions, units] (v-perp; Verbockhaven et al. 2024)."""
         if self.whole is not None:
             return self.whole.bottleneck(target)[self.first : self.first + self.rows]
         known = self.about(target)
         if ("perp", target) not in known:
-            v, span, places, node = self.v[target], self.span(target), self.places(target), self.arch.nodes[target]
+            v, places, node = self.v[target], self.places(target), self.arch.nodes[target]
             if places is None:
                 made = flat(v, node).double()
-                made = span.free(made.flatten(0, 1)).view(made.shape).to(v.dtype)
+                made = self.left(target, made.flatten(0, 1)).view(made.shape).to(v.dtype)
             else:
-                solved = span.solve(at(v, node, places).double().flatten(0, 1))
-                made = flat(v - self._made(target, span, solved), node)
+                made = flat(v - self._made(target, at(v, node, places).double().flatten(0, 1)), node)
             known["perp", target] = made
         return known["perp", target]
 
-    def _made(self, target: str, span: Span, solved: Tensor) -> Tensor:
-        """What the parents' design matrix makes with weights `solved`, on all positions."""
-        weights = span.as_weights(self.arch, target, solved)
+    def _made(self, target: str, wanted: Tensor) -> Tensor:
+        """What the parents make on all positions with the weights that come nearest to `wanted` on some: [cells, units]."""
+        solved, made = solved_by(self.arch, self.span(target), self.groups(target), wanted)
+        weights = self.span(target).as_weights(self.arch, target, solved) | made
         made = moved(self.arch, self.values, target, {n: w for n, w in weights.items() if n.endswith(".weight")})
         return made + broad(solved[-1].to(self.v[target].dtype), self.arch.nodes[target], self.arch.shapes[target])
 

@@ -79,10 +79,10 @@ class Growing:
         for target, change in changes.items():
             left = seen.bottleneck(target)
             if seen.places(target) is None:
-                span = seen.span(target)
-                free = span.free(change.flatten(0, 1).double()).view(left.shape)
-                kept = (1 - span.leverage()).clamp(min=1e-2).view(left.shape[:2])
-                total = total + ((free * left).sum(2) / kept).sum(1)
+                free = seen.left(target, change.flatten(0, 1).double()).view(left.shape)
+                kept = (1 - seen.leverage(target)).clamp(min=1e-2).view(*left.shape[:2], -1)
+                product = free * left
+                total = total + ((product.sum(2) / kept[:, :, 0]) if kept.shape[2] == 1 else (product / kept).sum(2)).sum(1)
             else:  # of a large map no position weighs much
                 total = total + (change * left).sum((1, 2), dtype=torch.float64)
         return total

@@ -126,6 +126,13 @@ def aims(form: Units, seen: Pass) -> list[Aim]:
     return [aim_at(seen, target) for target in form.targets]
 
 
+def giving_way(seen: Pass, target: str, span: Span, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What the target's parents lose when columns `h` [cells, columns] come in by `weight` [target units, columns]: what they could make of them."""
+    if seen.groups(target):
+        return seen.nearest(target, -h.double() @ weight.T)
+    return span.as_weights(seen.arch, target, -span.solve(h) @ weight.T)
+
+
 def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Fan-out fitted to the real activations: reader -> [target units, units * kernel]; and how the targets' parents give way.
 
@@ -135,6 +142,6 @@ def refit(form: Units, seen: Pass, view: dict[str, Tensor]) -> tuple[dict[str, T
     for r, target, aim in zip(form.readers, form.targets, aims(form, seen), strict=True):
         h = view[r].flatten(0, 1)
         fitted[r] = aim.metric @ aim.step(aim.free(h)).T
-        for name, change in aim.span.as_weights(seen.arch, target, -aim.span.solve(h) @ fitted[r].T).items():
+        for name, change in giving_way(seen, target, aim.span, h, fitted[r]).items():
             shift[name] = shift[name] + change if name in shift else change
     return fitted, shift

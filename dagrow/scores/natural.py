@@ -14,7 +14,7 @@ from dagrow.measure.carrying import Unsupported
 from dagrow.measure.features import design
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Block, Proposal, Scorer
-from dagrow.scores.aims import aim_at, power
+from dagrow.scores.aims import aim_at, giving_way, power
 from dagrow.scores.exact import best_units, exact_units
 from dagrow.scores.moments import FEW, main_directions, readers_of
 from dagrow.scores.screen import screen
@@ -73,7 +73,7 @@ class Natural(Scorer):
         free = aim.free(h)
         inverse = power((free.T @ free).double() / len(free), -1.0, self.options.ridge)
         weight = aim.metric @ ((aim.v.T @ free).double() / seen.rows) @ inverse
-        shift = aim.span.as_weights(seen.arch, target, -aim.span.solve(h) @ weight.T)
+        shift = giving_way(seen, target, aim.span, h, weight)
         shape = form.frame.params[f"{form.node}.weight"]
         return Proposal(units=units, blocks=(Block(f"{form.node}.weight", 0, weight.reshape(shape)),), shift=shift)
 
