@@ -460,3 +460,19 @@ def test_tensors_of_other_kinds_are_connected_behind_their_mean(name, source, ta
         assert bridge.before.op == fit
         close(sum(p.numel() for n, p in weights_for(found[f"{source} -> {target}"].form.frame).items() if n.startswith("link1.")), arch.shapes[source][-1 if fit == "mean" else 0] * 3)
     assert not {s.where for _, _, s in sites_of(arch, "connect")} & set(found)
+
+
+@pytest.mark.parametrize("name", ["concat", "twice", "unet"])
+def test_a_part_that_is_joined_no_more_is_one_that_nobody_reads(name):
+    arch, weights = NETWORKS[name], weights_for(NETWORKS[name])
+    x, found = fold_for(arch, "classification", 4).x, 0
+    for edit, options, site in sites_of(arch, "remove"):
+        if " from " in site.where:
+            rewrite, unread = edit.rewrite(arch, site, Proposal()), dict(weights)
+            for move in rewrite.moves:
+                gone = [k for k in range(arch.params[move.param][move.axis]) if k not in move.index]
+                unread[move.param] = unread[move.param].index_fill(move.axis, torch.tensor(gone), 0.0)
+            smaller = made(arch, weights, edit, options, site, Proposal())
+            close(run(smaller.arch, smaller.full, x), run(arch, unread, x), 1e-12)
+            found += 1
+    assert found >= 2
