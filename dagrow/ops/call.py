@@ -16,12 +16,11 @@ from dagrow.registry import Options
 MOST_STEPS = 256
 WORD = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 TEXT = re.compile(r"[A-Za-z_.,> -]{0,64}\Z")
-LOCAL = re.compile(r"[A-Za-mo-z_][A-Za-z0-9_]{0,63}\Z")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 PLAIN = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|float|bool|number|str)\]*\Z")
 SIZED = ("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
 Extent = Annotated[int, pydantic.Field(strict=True, ge=0, le=MOST)]
-Own = tuple[Annotated[str, pydantic.Field(pattern=LOCAL.pattern.replace(r"\Z", "$"))], tuple[Extent, ...], Literal[DTYPES], bool]
+Own = tuple[Annotated[str, pydantic.Field(pattern=r"^w[0-9]{1,3}$")], tuple[Extent, ...], Literal[DTYPES], bool]
 
 
 @lru_cache(maxsize=1024)
@@ -99,7 +98,7 @@ class Call(Op):
     most = None
     examples = (
         Example({"steps": (("sin", (("in", 0),), ()),)}),
-        Example({"steps": (("mul", (("in", 0), ("own", "gain")), ()),), "own": (("gain", (1,), "float32", True),)}),
+        Example({"steps": (("mul", (("in", 0), ("own", "w0")), ()),), "own": (("w0", (1,), "float32", True),)}),
     )
 
     class Options(Options):
@@ -109,7 +108,7 @@ class Call(Op):
         @pydantic.field_validator("own")
         @classmethod
         def _named(cls, value):
-            if len({row[0] for row in value}) < len(value) or any(len(row[1]) > 8 or math.prod(row[1]) > MOST_VALUES for row in value):
+            if len({row[0] for row in value}) < len(value) or len(value) > MOST_STEPS or any(len(row[1]) > 8 or math.prod(row[1]) > MOST_VALUES for row in value):
                 raise ValueError("own tensors have each a name, and a size that fits a machine")
             return value
 

@@ -14,22 +14,20 @@ from dagrow.registry import Options
 class BatchNorm(Op):
     """Batch normalisation over features or channels (Ioffe and Szegedy 2015).
 
-    momentum: None, statistics are the mean of all batches. affine: a scale and a shift are learned. tracked: statistics of the
-    training are what evaluation uses; else those of each batch.
+    momentum: None, statistics are the mean of all batches. affine: a scale and a shift are learned.
     """
 
     role = "norm"
-    examples = (Example({}), Example({"affine": False, "momentum": None}), Example({"tracked": False}))
+    examples = (Example({}), Example({"affine": False, "momentum": None}))
 
     class Options(Options):
         eps: float = pydantic.Field(1e-5, gt=0, le=1)
         momentum: Annotated[float, pydantic.Field(gt=0, le=1)] | None = 0.1
         affine: bool = True
-        tracked: bool = True
 
     @classmethod
     def variant(cls, attrs):
-        return cls if attrs.affine and attrs.tracked and attrs.momentum is not None else Unusual
+        return cls if attrs.affine and attrs.momentum is not None else Unusual
 
     @staticmethod
     def build(attrs, shape):
@@ -37,11 +35,11 @@ class BatchNorm(Op):
 
         need_rank("batchnorm", shape, (1, 2, 3), "a vector, [channels, length] or [channels, height, width]")
         kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
-        return kind(shape[0], eps=attrs.eps, momentum=attrs.momentum, affine=attrs.affine, track_running_stats=attrs.tracked)
+        return kind(shape[0], eps=attrs.eps, momentum=attrs.momentum, affine=attrs.affine)
 
 
 class Unusual(BatchNorm):
-    """Has no scale and shift to fold away, or no statistics that settle: nothing to scoring."""
+    """Has no scale and shift, or statistics of all batches there were: no norm that scoring knows."""
 
     role = "other"
 

@@ -11,7 +11,9 @@ from dagrow.importing.mapping import Ask, function, layer
 @layer(nn.BatchNorm1d, nn.BatchNorm2d)
 def batch_norm(ask: Ask):
     m = ask.module
-    attrs = {"eps": m.eps, "momentum": m.momentum, "affine": m.affine, "tracked": m.track_running_stats}
+    if not m.track_running_stats:
+        raise Unfit("a batch norm that keeps no statistics mixes the rows of a batch")
+    attrs = {"eps": m.eps, "momentum": m.momentum, "affine": m.affine}
     return ask.node("batchnorm", [ask.map], attrs, ask.tensors("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
 
 

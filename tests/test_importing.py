@@ -1,0 +1,437 @@
+"""Models of the user's own, imported: the same outputs, gradients and names; what is not known is kept whole or refused with its place."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import MODELS
+from torch import nn
+
+from dagrow.compiler import compile_architecture, parameters_by_name, with_source
+from dagrow.errors import GraphError
+from dagrow.graph import Architecture, Node, Refusal, resize
+from dagrow.importing import Imported, ImportingError, from_torch
+from dagrow.importing.values import Rows
+
+
+def network(made: Imported) -> nn.Module:
+    return compile_architecture(made.arch, made.weights)
+
+
+def same(made: Imported, model: nn.Module, *inputs: torch.Tensor, training: bool = False) -> None:
+    """The same bits, of outputs and of all gradients."""
+    grown, model = network(made).train(training), copy.deepcopy(model).train(training)
+    torch.manual_seed(3)
+    found = grown(*inputs)
+    torch.manual_seed(3)
+    wanted = model(*inputs)
+    for a, b in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (found, wanted)), strict=True):
+        assert torch.equal(a, b), (a - b).abs().max()
+        (a * torch.linspace(-1, 1, a.numel()).view(a.shape)).sum().backward(retain_graph=True)
+        (b * torch.linspace(-1, 1, b.numel()).view(b.shape)).sum().backward(retain_graph=True)
+    known = dict(model.named_parameters())
+    for name, parameter in parameters_by_name(grown).items():
+        mine, theirs = parameter.grad, known[made.names[name]].grad
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:
+            assert torch.allclose(mine, theirs.reshape(mine.shape), rtol=1e-5, atol=1e-7), name
+    for name, buffer in model.named_buffers():
+        full = next((k for k, v in made.names.items() if v == name), None)
+        if full is not None:
+            assert torch.equal(dict(plain_buffers(grown))[full], buffer), name
+
+
+def plain_buffers(module: nn.Module):
+    from dagrow.compiler import plain_name
+
+    return [(plain_name(n), b) for n, b in module.named_buffers()]
+
+
+def round_trip(made: Imported, model: nn.Module) -> None:
+    """Names of the user's recover every tensor."""
+    found, wanted = made.state_dict(), model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[k], v) for k, v in wanted.items())
+    assert Architecture.from_dict(made.arch.to_dict()) == made.arch
+
+
+class Of(nn.Module):
+    """A model of a function, with modules and parameters by keyword."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def ops_of(made: Imported) -> list[str]:
+    return [node.op for node in made.arch.nodes.values() if node.op != "input"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_in_plain_pytorch_come_in_to_the_bit(name):
+    torch.manual_seed(0)
+    model = MODELS[name].build()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    x = MODELS[name].example(4)
+    before = copy.deepcopy(model.state_dict())
+    made = from_torch(model, x)
+    assert not made.kept and not made.unused and not made.differs and not made.arch.derived.opaque and made.arch.axes
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
+    round_trip(made, model)
+    same(made, model, x)
+    same(made, model, MODELS[name].example(7))
+    if not any(isinstance(m, nn.Dropout) for m in model.modules()):
+        same(made, model, x, training=True)
+
+
+CASES = {
+    "method chains": (lambda m, x: m.b(torch.relu(m.a(x)).view(x.shape[0], -1)), lambda: {"a": nn.Linear(6, 4), "b": nn.Linear(4, 3)}, (5, 6), "linear relu linear"),
+    "arithmetic": (lambda m, x: (m.a(x) * 2 - 1) / 3 + m.a(x).sigmoid() ** 2, lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
+    "in place": (lambda m, x: inplace(m.a(x)), lambda: {"a": nn.Linear(6, 4)}, (5, 6), "linear scale call tanh scale add"),
+    "gate": (lambda m, x: m.a(x) * torch.sigmoid(m.a(x).mean((2, 3), keepdim=True)), lambda: {"a": nn.Conv2d(3, 4, 3)}, (5, 3, 8, 8), None),
+    "chunk": (lambda m, x: F.glu(m.a(x), 1) + gated(*m.a(x).chunk(2, 1)), lambda: {"a": nn.Linear(6, 8)}, (5, 6), None),
+    "split": (lambda m, x: torch.cat(m.a(x).split([3, 5], 1)[::-1], 1), lambda: {"a": nn.Linear(6, 8)}, (5, 6), "linear slice slice concat"),
+    "slices": (lambda m, x: m.a(x)[:, 1:-1, ..., ::2][..., None].squeeze(-1), lambda: {"a": nn.Conv1d(3, 4, 3)}, (5, 3, 9), None),
+    "packed heads": (lambda m, x: packed(m, x), lambda: {"qkv": nn.Linear(8, 24), "out": nn.Linear(8, 8)}, (4, 5, 8), None),
+    "batch elsewhere": (lambda m, x: m.a(x.transpose(0, 1)).relu().transpose(0, 1), lambda: {"a": nn.Linear(6, 4)}, (5, 7, 6), "token_linear relu"),
+    "folded rows": (lambda m, x: torch.relu(m.a(x.view(-1, 6))).view(x.shape[0], 7, 4), lambda: {"a": nn.Linear(6, 4)}, (5, 7, 6), None),
+    "a parameter added": (lambda m, x: x + m.pos, lambda: {"pos": nn.Parameter(torch.randn(1, 7, 6))}, (5, 7, 6), "position"),
+    "a parameter for channels": (lambda m, x: m.a(x) * m.g.view(1, -1, 1, 1) + m.b[:, None, None], lambda: {"a": nn.Conv2d(3, 4, 3), "g": nn.Parameter(torch.randn(4)), "b": nn.Parameter(torch.randn(4))}, (5, 3, 8, 8), None),
+    "a scale": (lambda m, x: m.g * x, lambda: {"g": nn.Parameter(torch.randn(6))}, (5, 6), "layer_scale"),
+    "a class token": (lambda m, x: torch.cat([m.cls.expand(x.size(0), -1, -1), x], 1)[:, 0], lambda: {"cls": nn.Parameter(torch.randn(1, 1, 6))}, (5, 7, 6), None),
+    "a buffer": (lambda m, x: torch.where(m.mask > 0, x, x.exp()) * m.a, lambda: {"mask": torch.randn(6), "a": nn.Parameter(torch.ones(1))}, (5, 6), None),
+    "einsum": (lambda m, x: torch.einsum("bij,kj->bik", x, m.w), lambda: {"w": nn.Parameter(torch.randn(4, 6))}, (5, 7, 6), "call"),
+    "normal": (lambda m, x: F.normalize(m.a(x), dim=1), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
+    "masked": (lambda m, x: (x * m.a).masked_fill(x > 0, float("-inf")).exp(), lambda: {"a": nn.Parameter(torch.ones(1))}, (5, 6), None),
+    "activations": (lambda m, x: m.s(m.a(x)), lambda: {"a": nn.Linear(6, 4), "s": nn.Sequential(*ACTIVATIONS)}, (5, 6), None),
+    "functional": (lambda m, x: functional(m, x), lambda: {"w": nn.Parameter(torch.randn(4, 3, 3, 3)), "b": nn.Parameter(torch.randn(4))}, (5, 3, 8, 8), None),
+    "convolutions": (lambda m, x: m.s(x), lambda: {"s": nn.Sequential(*CONVOLUTIONS)}, (2, 4, 16, 16), None),
+    "pools": (lambda m, x: m.s(x), lambda: {"s": nn.Sequential(nn.Conv2d(4, 4, 1), *POOLS)}, (2, 4, 16, 16), None),
+    "norms": (lambda m, x: m.s(x), lambda: {"s": nn.Sequential(*NORMS)}, (3, 4, 6, 6), None),
+    "upsampling": (lambda m, x: F.interpolate(m.u(m.t(x)), size=(9, 10), mode="bilinear"), lambda: {"t": nn.ConvTranspose2d(3, 4, 3, 2, 1, 1), "u": nn.Upsample(scale_factor=2)}, (2, 3, 4, 4), "conv_transpose2d upsample upsample"),
+    "multi-head": (lambda m, x: m.a(x, x, x)[0], lambda: {"a": nn.MultiheadAttention(8, 2, batch_first=True)}, (4, 5, 8), None),
+    "an encoder layer": (lambda m, x: m.a(x), lambda: {"a": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)}, (4, 5, 8), None),
+    "a table": (lambda m, x: m.e(x).mean(1), lambda: {"e": nn.Embedding(11, 6)}, "ids", None),
+    "sizes": (lambda m, x: sizes(m, x), lambda: {"a": nn.Linear(6, 6)}, (5, 7, 6), None),
+    "a dictionary of modules": (lambda m, x: m.d["b"](m.d["a"](x)), lambda: {"d": nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)})}, (5, 6), "linear linear"),
+}  # fmt: skip
+ACTIVATIONS = [
+    nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh(), nn.ELU(0.7), nn.SELU(), nn.Softplus(2.0), nn.Hardswish(), nn.Hardsigmoid(), nn.ReLU6(), nn.Mish(),
+    nn.Hardtanh(-0.5, 0.7), nn.LeakyReLU(0.2), nn.PReLU(), nn.CELU(), nn.Softsign(), nn.LogSigmoid(), nn.Threshold(0.1, 0.2), nn.Softmax(1), nn.LogSoftmax(dim=1), nn.Identity(),
+]  # fmt: skip
+CONVOLUTIONS = [
+    nn.Conv2d(4, 8, 3, padding="same"), nn.Conv2d(8, 8, (3, 1), padding=(1, 0), groups=4), nn.Conv2d(8, 6, 3, 2, 1, bias=False), nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6),
+    nn.Conv2d(6, 4, 2, padding_mode="reflect", padding=1), nn.PixelShuffle(2), nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(1, 4, 4),
+]  # fmt: skip
+POOLS = [nn.MaxPool2d(2), nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.LPPool2d(2, 2), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+NORMS = [
+    nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm([6, 6]), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None),
+    nn.LocalResponseNorm(2), nn.Dropout2d(0.0),
+]  # fmt: skip
+
+
+def inplace(x):
+    y = x
+    x *= 3
+    x += 1
+    torch.tanh_(x)
+    return y * 1 + x
+
+
+def gated(x, gate):
+    return x * torch.sigmoid(gate)
+
+
+def packed(m, x):
+    b, n, c = x.shape
+    q, k, v = m.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+    attention = (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1)
+    return m.out((attention @ v).transpose(1, 2).flatten(2))
+
+
+def functional(m, x):
+    x = F.conv2d(x, m.w, m.b, padding=1)
+    return F.pad(F.max_pool2d(F.leaky_relu(x, 0.1), 2), (1, 1)).flatten(1)
+
+
+def writes(m, x):
+    y = x * 1
+    y[:, 0] = 0
+    return y
+
+
+def counts(m, x):
+    m.count += 1
+    return x + m.count
+
+
+def sizes(m, x):
+    assert x.dim() == 3 and x.shape[1] == 7 and len(x.shape) == 3
+    if x.shape[2] > 5:
+        for _ in range(x.size(1) // 3):
+            x = m.a(x)
+    return x.reshape(x.size(0), x.shape[1] * x.shape[2])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_people_write_comes_in(case):
+    function, parts, shape, ops = CASES[case]
+    torch.manual_seed(1)
+    model = Of(function)
+    for name, part in parts().items():
+        model.register_buffer(name, part) if type(part) is torch.Tensor else setattr(model, name, part)
+    x = torch.randint(0, 11, (4, 5)) if shape == "ids" else torch.randn(shape)
+    made = from_torch(model, x)
+    if ops is not None:
+        assert " ".join(ops_of(made)) == ops
+    round_trip(made, model)
+    if not made.differs:
+        same(made, model, x)
+        if not any(isinstance(m, nn.Dropout | nn.MultiheadAttention) and getattr(m, "p", m) for m in model.modules()):
+            same(made, model, x, training=True)
+    with with_source(network(made).eval()) as module:
+        scripted = torch.jit.script(module)
+    assert torch.equal(scripted(x), network(made).eval()(x))
+
+
+def test_what_is_rounded_otherwise_is_said_and_near():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True))
+    x = torch.randn(4, 5, 8)
+    made = from_torch(model, x)
+    assert set(made.differs) and "rounded otherwise" in made.notes()[-1] and not made.kept
+    assert torch.allclose(network(made).eval()(x), model.eval()(x), rtol=1e-5, atol=1e-6)
+    assert ops_of(made).count("attention") == 1 and ops_of(made).count("dropout") == 4  # of the weights, too, in the first
+    round_trip(made, model)
+
+
+def test_modules_called_twice_and_shared_parameters_are_one():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.norm, self.out = nn.Embedding(7, 4), nn.BatchNorm1d(5), nn.Linear(4, 7, bias=False)
+            self.out.weight = self.table.weight
+            self.again = self.norm
+
+        def forward(self, x):
+            return self.out(self.again(torch.relu(self.norm(self.table(x)))))
+
+    model, x = Tied(), torch.randint(0, 7, (3, 5))
+    made = from_torch(model, x)
+    assert made.arch.size == sum(p.numel() for p in model.parameters()) and dict(made.arch.nodes["out"].tied) == {"weight": "table.weight"}
+    assert made.shared == {"out.weight": "table.weight", **{f"again.{n}": f"norm.{n}" for n in dict([*model.norm.named_parameters(), *model.norm.named_buffers()])}}
+    round_trip(made, model)
+    same(made, model, x)
+    same(made, model, x, training=True)
+    alike = Tied()
+    alike.load_state_dict(made.state_dict())
+    assert torch.equal(alike.eval()(x), model.eval()(x))
+
+
+def test_what_forward_leaves_out_is_said_and_comes_back():
+    model = Of(lambda m, x: m.a(x), a=nn.Linear(4, 2), unused=nn.Linear(3, 3))
+    made = from_torch(model, torch.randn(3, 4))
+    assert made.unused == ("unused.weight", "unused.bias") and "unused.weight" in made.notes()[0]
+    round_trip(made, model)
+
+
+def test_a_frozen_parameter_is_known_as_one():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].weight.requires_grad_(False)
+    assert from_torch(model, torch.randn(3, 4)).frozen == {"_0.weight"}
+
+
+# -- kept whole ------------------------------------------------------------------------------------------------------
+
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.a(x)
+        return -self.a(x)
+
+
+class Hook:
+    def __call__(self, module, inputs, output):
+        return output * 2
+
+
+def hooked():
+    module = nn.Linear(6, 6)
+    module.register_forward_hook(Hook())
+    return module
+
+
+KEPT = {
+    "asked for": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": Chooses()}, ["k"], "as asked"),
+    "its class asked for": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": Chooses()}, [Chooses], "as asked"),
+    "recurrent": (lambda m, x: m.k(m.a(x))[0], lambda: {"a": nn.Linear(6, 6), "k": nn.LSTM(6, 5, batch_first=True)}, [], "recurrent"),
+    "its last state": (lambda m, x: m.k(m.a(x))[1][-1], lambda: {"a": nn.Linear(6, 6), "k": nn.GRU(6, 5, 2, batch_first=True)}, [], "recurrent"),
+    "weight norm": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))}, [], "parametrized"),
+    "hooks": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": hooked()}, [], "hooks"),
+    "a batch norm without statistics": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.BatchNorm1d(7, track_running_stats=False)}, [], "keeps no statistics"),
+    "two inputs": (lambda m, x: m.k(m.a(x), x), lambda: {"a": nn.Linear(6, 6), "k": nn.Bilinear(6, 6, 3)}, ["k"], "as asked"),
+    "two calls": (lambda m, x: m.k(m.k(m.a(x))), lambda: {"a": nn.Linear(6, 6), "k": Chooses()}, ["k"], "as asked"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_is_kept_whole_trains_and_is_frozen(case):
+    function, parts, opaque, reason = KEPT[case]
+    torch.manual_seed(0)
+    model, x = Of(function, **parts()), torch.randn(4, 7, 6)
+    made = from_torch(model, x, opaque=opaque)
+    assert all(reason in why for why in made.kept.values()) and "never grown through" in made.notes()[0]
+    kind = f"{type(model.k).__module__}.{type(model.k).__qualname__}"
+    assert list(made.arch.derived.opaque) == [kind] and not made.arch.axes
+    round_trip(made, model)
+    same(made, model, x)
+    same(made, model, x, training=True)
+    grown = network(made).train()
+    before = {n: p.detach().clone() for n, p in parameters_by_name(grown).items()}
+    optimizer = torch.optim.SGD(grown.parameters(), 0.1)
+    grown(x).square().mean().backward()
+    optimizer.step()
+    assert not any(torch.equal(p, before[n]) for n, p in parameters_by_name(grown).items())
+    with torch.no_grad():  # it computes with what has been trained, though it may hold its tensors twice
+        assert torch.equal(network(Imported(made.arch, {n: t.detach() for n, t in [*parameters_by_name(grown).items(), *plain_buffers(grown)]}, {}, {}))(x), grown(x))
+
+
+def test_a_module_kept_whole_has_to_be_there():
+    model = Of(lambda m, x: m.k(x), k=Chooses())
+    plain = from_torch(model, torch.randn(3, 6), opaque=["k"]).arch.to_dict()
+    plain["nodes"]["k"]["key"] = plain["nodes"]["k"]["key"].replace("k=", "gone=")
+    with pytest.raises(GraphError, match=r"gone, a .*Chooses is not here(.|\n)*--allow-code"):
+        Architecture.from_dict(plain).shapes  # noqa: B018
+
+
+def test_a_layer_before_what_is_kept_whole_grows_up_to_it():
+    model = Of(lambda m, x: m.k(m.b(torch.relu(m.a(x)))), a=nn.Linear(6, 9), b=nn.Linear(9, 6), k=Chooses())
+    made = from_torch(model, torch.randn(3, 6), opaque=["k"])
+    assert list(made.arch.axes) == ["a"]
+    wider = resize(made.arch, {"a": (*range(9), -1)})
+    assert not isinstance(wider, Refusal) and wider.arch.size == made.arch.size + 13
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a test of values": (lambda m, x: x if x.mean() > 0 else -x, "depends on the values of a tensor", "torch.where"),
+    "item": (lambda m, x: x * x.max().item(), "values of a tensor", "torch.where"),
+    "rows one by one": (lambda m, x: torch.stack([r * 2 for r in x]), "rows of the batch one by one", "torch.where"),
+    "writes into a part": (writes, "writes into a part", "torch.cat"),
+    "a batch norm by hand": (lambda m, x: x - x.mean(0), "all rows of a batch", "opaque"),
+    "a dictionary": (lambda m, x: {"y": x * 2}, "returns a mapping", "tuple of tensors"),
+    "a number": (lambda m, x: 3, "returns a int", "tuple of tensors"),
+    "the number of rows": (lambda m, x: x * 2 if x.shape[0] > 2 else x, "depends on the number of rows", None),
+    "training": (lambda m, x: x * 2 if m.training else x * 3, "in training the model does other things", "opaque"),
+    "a module of the moment": (lambda m, x: nn.Linear(6, 2)(x), "made in forward", "__init__"),
+    "an error of its own": (lambda m, x: x @ torch.ones(5, 5), "fails on the example input", None),
+    "the batch last": (lambda m, x: m.a(x).t(), "batch at dimension 1", None),
+    "counts": (counts, "changes a buffer", None),
+    "numpy": (lambda m, x: torch.as_tensor(x.numpy() * 2), "values of a tensor", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_come_in_is_refused_with_its_line(case):
+    function, message, way_out = REFUSED[case]
+    model = Of(function, a=nn.Linear(6, 4))
+    model.register_buffer("count", torch.zeros(6))
+    with pytest.raises(ImportingError) as caught:
+        from_torch(model, torch.randn(4, 6))
+    text = str(caught.value)
+    assert message in text, text
+    assert way_out is None or way_out in text, text
+    assert model.training
+    if "returns" not in text and "an output" not in text and "in training" not in text:
+        assert caught.value.place and caught.value.place.startswith(__file__) and "lambda" in text or "def " not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (nn.Linear(4, 2), torch.randn(4), "batch of rows"), (nn.Linear(4, 2), {"x": torch.randn(2, 4)}, "mapping"), (nn.Linear(4, 2), "x", "not a tensor"),
+        (nn.Linear(4, 2), torch.randn(0, 4), "batch of rows"), (nn.Linear(4, 2), [], "no example"), (3, torch.randn(2, 4), "no nn.Module"),
+        (nn.Linear(4, 2), torch.randn(2, 5), "fails on the example input"), (nn.Linear(4, 2), [torch.randn(2, 4), 3], "not a tensor"),
+    ],
+)  # fmt: skip
+def test_wrong_examples_are_said(model, example, message):
+    with pytest.raises(ImportingError, match=message):
+        from_torch(model, example)
+
+
+def test_opaque_names_a_module_there_is():
+    with pytest.raises(ImportingError, match="no module 'heed'(.|\n)*did you mean 'head'"):
+        from_torch(Of(lambda m, x: m.head(x), head=nn.Linear(4, 2)), torch.randn(2, 4), opaque=["heed"])
+
+
+@pytest.mark.parametrize("name", ["a b", "x;import os", "0", "é", "n_x", "forward_", "input", "graph", "code", "a" * 100, "\x1b[31m", "from", "relu"])
+def test_hostile_names_become_names_of_nodes(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    model.add_module("end", nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    made = from_torch(model, x)
+    round_trip(made, model)
+    same(made, model, x)
+
+
+# -- the number of rows ----------------------------------------------------------------------------------------------
+
+
+def test_sizes_that_depend_on_the_rows_stay_so():
+    rows = Rows((2, 3))
+    assert (rows * 4).times == 4 and (4 * rows).times == 4 and rows // rows == 1 and rows * 6 // rows == 6 and (rows + rows).times == 2
+    assert rows == Rows((2, 3)) and rows != 7 and rows > 0
+    with pytest.raises(ImportingError, match="depends on the number of rows"):
+        bool(rows == 2)
+
+
+# -- call ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_expression_resizes_with_what_it_reads():
+    model = Of(lambda m, x: m.b(torch.cat([torch.sin(m.a(x)), m.a(x) + 1], 1)), a=nn.Linear(4, 6), b=nn.Linear(12, 2))
+    made = from_torch(model, torch.randn(3, 4))
+    assert ops_of(made).count("call") == 2 and made.arch.axes["a"].size == 6
+    for index in ((0, 1, 2, -1, 3, 4, 5), (5, 0), (3,)):
+        rewrite = resize(made.arch, {"a": index})
+        assert not isinstance(rewrite, Refusal) and rewrite.arch.params["b.weight"] == (2, 2 * len(index))
+
+
+BAD = [
+    ["from_file", ["words"], []], ["load_library", ["words"], []], ["add_", [["in", 0], 1], []], ["add", [["in", 0], 1], [["out", ["in", 0]]]],
+    ["add", [["in", 0], 1], [["x=__import__('os')", 1]]], ["_dispatch", [["in", 0]], []], ["item", [["in", 0]], []], ["__class__", [], []],
+    ["sin", ["/etc/passwd"], []], ["sin", [["step", 0]], []], ["sin", [["own", "w9"]], []], ["sin", [["in", -1]], []], ["sin", [["eval", "1"]], []],
+    ["sin", [2**70], []], ["sin", [float("nan")], []], ["randn", [["list", 3]], []], "sin", ["sin"], [3, [], []], ["sin", [["in", 0]], [["device", "cuda"]]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", BAD, ids=str)
+def test_a_call_runs_functions_of_tensors_and_nothing_else(step):
+    with pytest.raises(ValueError, match="."):
+        Node.of("call", "x", steps=[step])
+
+
+@pytest.mark.parametrize("name", ["forward", "training", "n_w", "a.b", "a b", "", "work", "steps", "_parameters", "__class__"])
+def test_own_tensors_have_plain_names(name):
+    with pytest.raises(ValueError, match="."):
+        Node.of("call", "x", steps=[["mul", [["in", 0], ["own", name]], []]], own=[[name, [3], "float32", True]])
