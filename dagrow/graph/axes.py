@@ -236,16 +236,20 @@ def _axis(a, size, slots, marks, where, nodes, owners, rank) -> Axis:
 
 def _tables(trace: Trace, keys: list[tuple], labels: list[Label]) -> tuple[list[int], dict[tuple, Table]]:
     """Sizes of the axes, and the table of every label that is not all frozen."""
-    live = [(key, label) for key, label in zip(keys, labels, strict=True) if label is not None and len(label)]
-    if not live:
+    # What only passes values on hands on the label itself: one table serves all of them.
+    distinct = {id(label): label for label in labels if label is not None and len(label)}
+    if not distinct:
         return [], {}
-    lengths = np.array([len(label) for _, label in live])
+    live = list(distinct.values())
+    lengths = np.array([len(label) for label in live])
     ends = np.cumsum(lengths)
-    cells = trace.cells.find(np.concatenate([label for _, label in live]))
+    cells = trace.cells.find(np.concatenate(live))
     number, ordinal, sizes = trace.cells.number()
     code = np.where(number[cells] < 0, -1, number[cells] * 2**32 + ordinal[cells])
-    many = np.unique(cells[[c in trace.cells.parts for c in cells.tolist()]]) if trace.cells.parts else ()
-    products = {c: [int(number[x] * 2**32 + ordinal[x]) for x in trace.cells.atoms(c)] for c in map(int, many)}
+    composite = trace.cells.composite(cells)
+    many = np.unique(cells[composite]).tolist()
+    products = {c: [int(number[x] * 2**32 + ordinal[x]) for x in trace.cells.atoms(c)] for c in many}
+    mixed = np.add.reduceat(composite, ends - lengths) > 0
 
     which = np.repeat(np.arange(len(live)), lengths)
     pairs, counts = np.unique(which * 2**32 + np.where(code < 0, 2**32 - 1, code >> 32), return_counts=True)
@@ -253,11 +257,11 @@ def _tables(trace: Trace, keys: list[tuple], labels: list[Label]) -> tuple[list[
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         k, a = divmod(pair, 2**32)
         groups[k].append(((a,) if a != 2**32 - 1 else (), count))
-    tables = {}
-    for k, (key, _) in enumerate(live):
+    tables: dict[int, Table] = {}
+    for k, name in enumerate(distinct):
         span = slice(ends[k] - lengths[k], ends[k])
         rows = code[span][:, None]
-        if products and any(c in products for c in cells[span].tolist()):
+        if mixed[k]:
             atoms = [products.get(c, [x] if x >= 0 else []) for c, x in zip(cells[span].tolist(), code[span].tolist(), strict=True)]
             width = max(map(len, atoms))
             rows = np.array([r + [-1] * (width - len(r)) for r in atoms], np.int64).reshape(len(atoms), width)
@@ -267,5 +271,5 @@ def _tables(trace: Trace, keys: list[tuple], labels: list[Label]) -> tuple[list[
                 counted[signature] = counted.get(signature, 0) + 1
             groups[k] = list(counted.items())
         if any(signature for signature, _ in groups[k]):
-            tables[key] = Table(rows, tuple(groups[k]))
-    return sizes, tables
+            tables[name] = Table(rows, tuple(groups[k]))
+    return sizes, {key: tables[id(label)] for key, label in zip(keys, labels, strict=True) if id(label) in tables}

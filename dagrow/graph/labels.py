@@ -56,6 +56,10 @@ class Cells:
         """The birth event of each raw (not yet found) atom; -1 for products and frozen cells."""
         return self._event[label]
 
+    def composite(self, label: np.ndarray) -> np.ndarray:
+        """Which of these (found) cells are products."""
+        return self._composite[label]
+
     def _roots(self, label: np.ndarray) -> np.ndarray:
         root = self._up[label]
         while True:
