@@ -251,6 +251,25 @@ def test_what_others_read_stays_or_the_rule_does_not_apply():
     assert "norm, its 'norm', also feeds side" in remark.message
 
 
+def test_what_reads_a_changed_node_may_not_be_read_from_outside_either():
+    """conv changes, norm stays and gives something else: what reads norm would not be what it was."""
+    arch = CONV.replace({"side": of("global_avg_pool", "norm"), "both": of("add", "g", "side"), "y": of("linear", "both", width=3)})
+    match = {"conv": {"op": "conv2d"}, "norm": {"op": "batchnorm", "in": "conv"}, "act": {"op": "relu", "in": "norm"}}
+    options = rule(name="r", match=match, replace={"conv": {"kernel": 5}, "act": {"op": "gelu", "in": "norm"}})
+    assert list(RULE.match(CONV, options)) and not list(RULE.match(arch, options))
+    assert "norm, its 'norm', also feeds side" in next(iter(RULE.remarks(arch, options))).message
+
+
+def test_every_output_is_looked_at():
+    arch = Architecture({
+        "x": of("input", shape=(4,)), "h": of("linear", "x", width=3), "a": of("tanh", "h"), "y": of("linear", "h", width=3), "z": of("gelu", "a"),
+    }, ("y", "z"))  # fmt: skip
+    site = only(arch, match={"a": {"op": "tanh"}}, replace={"a": {"op": "relu"}})
+    assert proposed(arch, site)[0].reason == "it changes the function at once"
+    kept = only(arch, match={"a": {"op": "tanh"}}, replace={"m": {"op": "linear", "in": "a", "width": "a.width", "init": "identity"}})
+    assert proposed(arch, kept)[0].status in ("ok", "trial") and proposed(arch, kept)[0].reason != "it changes the function at once"
+
+
 def test_sums_have_no_order_and_concats_have():
     net = {"x": of("input", shape=(3,)), "a": of("linear", "x", width=3), "t": of("tanh", "a"), "s": of("add", "t", "x"), "c": of("concat", "t", "s"), "y": of("linear", "c", width=2)}
     arch = Architecture(net)

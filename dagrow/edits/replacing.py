@@ -50,6 +50,15 @@ class Replacement:
                 todo.extend(self.pattern.nodes[name].named)
         return frozenset(n for n, w in self.pattern.nodes.items() if n not in stays and n not in self.nodes and not w.free and w.ops != ("input",))
 
+    @cached_property
+    def altered(self) -> frozenset[str]:
+        """Nodes of the pattern that stay and give something else: those that are named with a change, and what reads them."""
+        reads = {n: w.named for n, w in self.pattern.nodes.items()} | {n: p.inputs for n, p in self.nodes.items() if p.inputs is not None}
+        found = {n for n, p in self.nodes.items() if n not in self.pattern.nodes or p.changes}
+        while more := {n for n, inputs in reads.items() if n not in found and not found.isdisjoint(inputs)}:
+            found |= more
+        return frozenset(found & set(self.pattern.nodes))
+
     def apply(self, arch: Architecture, bound: Mapping[str, str], rule: str) -> Replaced:
         """`arch` with the replacement in the place of the nodes `bound` (name in the pattern -> node). Raises Unfit."""
         self._not_read_from_outside(arch, bound)
@@ -107,7 +116,7 @@ class Replacement:
     def _not_read_from_outside(self, arch: Architecture, bound: Mapping[str, str]) -> None:
         """Nodes that go, or become others, may feed nothing but the pattern; its end's readers are served."""
         for name, node in bound.items():
-            if name == self.pattern.end or not (name in self.going or (name in self.nodes and self.nodes[name].changes)):
+            if name == self.pattern.end or name not in self.going | self.altered:
                 continue
             outside = next((r for r in arch.consumers[node] if r not in bound.values()), "the output" if node in arch.outputs else None)
             if outside is not None:

@@ -67,10 +67,15 @@ class Swap:
 
     def keeps(self, seen: Pass, begin: Values) -> bool | None:
         """Whether the function stays at the start, by running both networks; None where that is not a number."""
-        whole = _Part(seen, seen.arch, self._ends(seen)[1], _double(seen.weights), self._other(seen.arch, self.frame))
-        old, new = whole({}), self._part(seen, begin)({})
-        gap, size = float((new - old).norm()), float(old.norm())
-        return gap <= ROUNDING * size if math.isfinite(gap) else None
+        outputs = zip(self.frame.outputs, seen.arch.outputs, strict=True)
+        gaps = [self._gap(seen, begin, end, target) for end, target in ([self._ends(seen)] if self.end or self.target else outputs)]
+        return max(gaps) <= ROUNDING if all(map(math.isfinite, gaps)) else None
+
+    def _gap(self, seen: Pass, begin: Values, end: str, target: str) -> float:
+        """How far the frame's `end` is from the present `target`, relative to the latter."""
+        old = _Part(seen, seen.arch, target, _double(seen.weights), self._other(seen.arch, self.frame))({})
+        gap, size = float((self._part(seen, begin, end)({}) - old).norm()), float(old.norm())
+        return gap / size if size else (math.inf if gap else 0.0) if math.isfinite(gap) else math.nan
 
     def gradient(self, seen: Pass, target: str) -> Tensor:
         """What is missing at the target: its bottleneck, less what each unit's own scale and shift could do about it.
@@ -133,12 +138,12 @@ class Swap:
     def _theta(self, begin: Values) -> Values:
         return {p: begin[p] for p in self.frame.params if (p, 0) in self.outgoing}
 
-    def _part(self, seen: Pass, begin: Values) -> _Part:
-        """The frame from what is as before to its end, as a function of the new parameters."""
+    def _part(self, seen: Pass, begin: Values, end: str | None = None) -> _Part:
+        """The frame from what is as before to its end (or `end`), as a function of the new parameters."""
         new = [s for s in (*self.frame.params, *self.frame.buffers) if s not in seen.weights and s not in begin]
         fresh = {**initialise(self.frame, 0, only=new), **begin}
         weights = _double(transfer(Rewrite(self.frame, self.moves, None), seen.weights, fresh))
-        return _Part(seen, self.frame, self._ends(seen)[0], weights, self._other(self.frame, seen.arch))
+        return _Part(seen, self.frame, end or self._ends(seen)[0], weights, self._other(self.frame, seen.arch))
 
     def _other(self, one: Architecture, two: Architecture) -> set[str]:
         """The nodes of `one` that are not the same in `two`, or have other weights."""
