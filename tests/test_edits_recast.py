@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -476,3 +477,13 @@ def test_a_part_that_is_joined_no_more_is_one_that_nobody_reads(name):
             close(run(smaller.arch, smaller.full, x), run(arch, unread, x), 1e-12)
             found += 1
     assert found >= 2
+
+
+def test_the_page_on_edits_tells_all_of_them():
+    page = (Path(__file__).parents[1] / "docs" / "edits.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1].strip(" `"): row for row in page.split("| edit |")[1].split("\n\n")[0].splitlines()[2:]}
+    assert set(rows) == set(REGISTRY)
+    for name, row in rows.items():
+        edit = REGISTRY.get(name)
+        *_, undone, options, _ = (set(cell.replace("`", "").replace(" ", "").split(",")) - {""} for cell in row.split("|"))
+        assert undone == set(edit.undone_by) and options == set(edit.Options.model_fields) - {"where"}, name
