@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from dagrow.propose import Limits, propose
 from dagrow.scores import serving
 from dagrow.showing import examine
 
+ROOT = Path(__file__).resolve().parent.parent
 RULE = REGISTRY.get("rule")
 CONV = Architecture({
     "x": of("input", shape=(2, 5, 5)), "conv": of("conv2d", "x", channels=4, kernel=3), "norm": of("batchnorm", "conv"), "act": of("relu", "norm"),
@@ -407,8 +410,6 @@ def _folder(tmp_path, monkeypatch):
 
 
 def _file(text: str):
-    from pathlib import Path
-
     path = Path("spec.yaml")
     path.write_text(text)
     return path
@@ -441,3 +442,25 @@ def test_a_search_over_rules_stops_and_goes_on(tmp_path):
     steps = [p for _, kind, p, _ in one if kind == "step"]
     made = [p["where"] for p in steps if p["edit"] == "rule"]
     assert made and all(w.split(" at ")[0] in ("straight", "smoother") for w in made) and len(set(made)) == len(made)
+
+
+# The page about rules
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "rules.md").read_text(), re.DOTALL)
+
+
+def test_the_pages_rule_is_one():
+    (text,) = _blocks("yaml")
+    head = "data: {source: digits}\nmodel:\n  nodes:\n    body.a: {op: conv2d, in: input, channels: 8}\n    body.b: {op: batchnorm, in: body.a}\n"
+    head += "    body.c: {op: relu, in: body.b}\n    pool: {op: global_avg_pool, in: body.c}\n    head: {op: linear, in: pool, width: 10}\n"
+    facts = examine(_file(head + text), ())
+    assert facts.counts() == {"rule bottleneck": 1} and not facts.warnings()
+
+
+def test_the_pages_code_runs():
+    (text,) = _blocks("python")
+    names: dict = {}
+    exec(compile(text, "rules.md", "exec"), names)  # noqa: S102  the page is ours
+    assert names["site"].where == "smoother at act" and names["site"].form.frame.nodes["act"].op == "silu"
