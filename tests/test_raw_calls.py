@@ -108,6 +108,34 @@ def test_gated_halves_and_norms_of_each_sample(raw):
     assert tokens.axes["stem"].mixes == ("op",) and not oracles.widening_keeps_the_function(tokens, "stem")
 
 
+# What goes on with a part of the units: the sizes of the axes there are then.
+PARTS = {
+    "some, mixed": (lambda x: x[:, :4].mean(1, keepdim=True), [2, 4]), "others, mixed": (lambda x: x[:, :3].sum(1, keepdim=True) - x[:, 3:].sum(1, keepdim=True), [3, 3]),
+    "some twice": (lambda x: torch.cat([x, x[:, :2]], 1).mean(1, keepdim=True), [2, 4]), "cut": (lambda x: F.pad(x, (-2, 0)).mean(1, keepdim=True), [2, 4]),
+    "halves": (lambda x: torch.tanh(x[:, :3]) * x[:, 3:], [3]), "every other": (lambda x: x[:, ::2].amax(1, keepdim=True), [3, 3]),
+    "one": (lambda x: x - x[:, :1], [5]), "rolled": (lambda x: x.roll(1, 1).mean(1, keepdim=True), [6]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_units_that_go_on_are_not_those_that_do_not(raw, what):
+    function, expected = PARTS[what]
+    arch = around(raw, what, function, (5,))
+    assert sorted(sizes(arch).values()) == expected and not arch.derived.opaque
+    for axis in arch.axes:
+        oracles.permuting_keeps_the_function(arch, axis)
+
+
+@pytest.mark.parametrize(("what", "function"), [
+    ("ends", lambda x: x.flatten(1)[:, 1:-1]), ("middle", lambda x: x.flatten(1)[:, 4:13]), ("turned", lambda x: x.flatten(1).roll(1, 1)),
+    ("heads", lambda x: x.flatten(1).unflatten(1, (3, 8)).flatten(1)[:, :13]),
+])  # fmt: skip
+def test_units_with_several_indices_go_on_alike_or_are_others(raw, what, function):
+    arch = around(raw, what, lambda x: function(x).cos(), (3, 4))
+    for axis in arch.axes:
+        oracles.permuting_keeps_the_function(arch, axis)
+
+
 def test_weights_that_are_flattened_are_still_read_and_written(raw):
     class Flattened(nn.Module):
         def __init__(self):

@@ -177,6 +177,36 @@ class Cells:
             made[k] = memo.setdefault(row, self.product(row)) if cell is None else cell
         return made
 
+    def take(self, label: np.ndarray, line: np.ndarray) -> None:
+        """An op goes on with the indices `line` of an axis: units of which it takes other indices, or in another order, are others.
+
+        The k-th index of a unit stands for the k-th of another (resizing), which is so where all are treated alike. Units that
+        are not get births of their own; products of which some are missing are frozen.
+        """
+        if np.array_equal(line, np.arange(len(label))):
+            return
+        cells = self.find(label).tolist()
+        times: dict[int, int] = {}
+        ranks = []
+        for cell in cells:
+            ranks.append(times.get(cell, 0))
+            times[cell] = ranks[-1] + 1
+        got: dict[int, list[int]] = {cell: [] for cell in times}
+        for k in line.tolist():
+            got[cells[k]].append(ranks[k])
+        alike: dict[tuple[int, ...], list[int]] = {}
+        taken = {a for cell, places in got.items() if places for a in self.atoms(cell)}
+        for cell, places in got.items():
+            if cell != FROZEN and taken.issuperset(self.atoms(cell)):
+                alike.setdefault(tuple(places), []).append(cell)
+        found = [np.array(group) for group in alike.values()]
+        if len(found) > 1 and any(self._composite[group].any() for group in found):
+            for group in found:
+                self.freeze(group)
+        elif len(found) > 1 or len(taken) < len({a for cell in times for a in self.atoms(cell)}):
+            for group in found:
+                self.unify(group, self.fresh(len(group)))
+
     def split(self, label: Label, grid: Sequence[int]) -> list[Label]:
         """The labels of an axis laid out row-major on `grid`, one per axis of the grid.
 

@@ -133,7 +133,9 @@ def pad(trace: Trace, outs, func, x, amounts, value=0):
         at = len(labels) - 1 - k
         if labels[at] is not None and (before or after):
             zeros = [np.zeros(max(n, 0), np.int64) for n in (before, after)]
-            kept = labels[at][max(-before, 0) : len(labels[at]) - max(-after, 0)]
+            line = np.arange(max(-before, 0), len(labels[at]) - max(-after, 0))
+            trace.cells.take(labels[at], line)
+            kept = labels[at][line]
             labels[at] = np.concatenate([zeros[0], kept, zeros[1]])
     return [tuple(labels)]
 
@@ -193,9 +195,12 @@ def _followed(trace: Trace, outs, func, shape, b: int, label: np.ndarray, args, 
         if single and len(along) != 1:
             return None
         if not along:
+            trace.cells.take(label, index.flat[:1])
             trace.cells.freeze(label[index.flat[:1]])
         elif len(along) == 1:
             line = np.moveaxis(index, along[0], 0).reshape(index.shape[along[0]], -1)[:, 0]
+            if not single:
+                trace.cells.take(label, line)
             found.append((out, along[0], int((line[1:] != line[:-1]).sum()), label[line]))
         else:
             parts = _spread(trace, index, along, label)
