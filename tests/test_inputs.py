@@ -7,8 +7,9 @@ import torch
 from seen_networks import LOSSES, close, weights_for
 from torch import Tensor
 
+from dagrow import export
 from dagrow.applying import Applied, apply, refresh_norms
-from dagrow.compiler import compile_architecture, parameters_by_name
+from dagrow.compiler import compile_architecture, deploy, parameters_by_name
 from dagrow.data import Fold
 from dagrow.edits import REGISTRY
 from dagrow.errors import UsageError
@@ -91,3 +92,21 @@ def test_norms_and_training():
         for epoch in range(5):
             report = train_epoch(module, session, rows, LOSSES["classification"], batch=8, rates=lambda _: 1e-2, seed=0, path=(epoch,))
     assert report.finite and evaluate(module, rows, LOSSES["classification"])["loss"] < before
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+def test_exports_take_and_give_as_many_tensors(kind, tmp_path):
+    weights = {n: w.float() if w.is_floating_point() else w for n, w in weights_for(ARCH).items()}
+    raw = Inputs(*(t.float() for t in fold(5, 6).x.tensors))
+    plain = torch.nn.Identity()
+    bundle = export.Bundle(ARCH, compile_architecture(ARCH, weights), plain, plain, raw, {"task": "classification"})
+    chosen = export.REGISTRY.get(kind).Options(output="probabilities")
+    assert export.save(bundle, kind, tmp_path / "net", chosen) <= 1e-6
+    first, second = bundle.deployed("probabilities")(*raw.tensors)
+    y, z = compile_architecture(ARCH, weights).eval()(*raw.tensors)
+    assert torch.allclose(first, y.softmax(1)) and torch.equal(second, z)
+
+
+def test_an_encoder_prepares_one_input():
+    with pytest.raises(UsageError, match="the network has several"):
+        deploy(torch.nn.Flatten(), compile_architecture(ARCH, weights_for(ARCH)), torch.nn.Identity())

@@ -11,12 +11,13 @@ from dagrow.compiler.compiling import (
     weights_of,
     with_source,
 )
-from dagrow.compiler.deployed import Deployed
+from dagrow.compiler.deployed import Deployed, deploy
 
 __all__ = [
     "Deployed",
     "Network",
     "compile_architecture",
+    "deploy",
     "initialise",
     "owner_of",
     "parameters_by_name",

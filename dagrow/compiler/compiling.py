@@ -250,13 +250,16 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def with_source(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
-    """`module` with its generated source readable inside the block (torch.jit.script asks for it), dropped after."""
-    fx.GraphModule.recompile(module)
+def with_source(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` with the generated source of its graphs readable inside the block (torch.jit.script asks for it), dropped after."""
+    graphs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
     try:
+        for part in graphs:
+            fx.GraphModule.recompile(part)
         yield module
     finally:
-        _forget(type(module))
+        for part in graphs:
+            _forget(type(part))
 
 
 def _forget(kind: type[fx.GraphModule]) -> None:

@@ -20,8 +20,8 @@ from dagrow.registry import Options, Registry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dagrow.compiler import Deployed
     from dagrow.graph import Architecture
+    from dagrow.inputs import Inputs
 
 REGISTRY = Registry("format", __name__, verb="formats")
 TOLERANCE = 1e-5  # of the largest output, or of 1 where that is smaller
@@ -31,7 +31,8 @@ TOLERANCE = 1e-5  # of the largest output, or of 1 where that is smaller
 class Bundle:
     """A trained network and all that a file of it says.
 
-    encoder: raw rows -> the network's input; decoder: its output -> what is reported; raw: rows [n >= 1, ...] to compare on.
+    encoder: raw rows -> the network's input; decoder: its output -> what is reported; raw: rows [n >= 1, ...] to compare on, of
+    several inputs as Inputs. Of several outputs the first is decoded.
     meta: plain values (task, classes, features, input layout, what the outputs are, params, macs, dagrow's version);
     "spec" in it is the spec's text.
     """
@@ -40,24 +41,24 @@ class Bundle:
     module: nn.Module
     encoder: nn.Module
     decoder: nn.Module
-    raw: Tensor
+    raw: Tensor | Inputs
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if not len(self.raw):
             raise UsageError("an export needs rows of data to be compared on")
 
-    def deployed(self, output: str = "logits") -> Deployed:
+    def deployed(self, output: str = "logits") -> nn.Module:
         """The whole as one module; UsageError where `output` has no meaning for the task."""
-        from dagrow.compiler import Deployed
+        from dagrow.compiler import deploy
 
         if output == "probabilities" and self.meta.get("task") == "regression":
             raise UsageError("a regression has no probabilities", fix="leave out: output: probabilities")
-        return Deployed(self.encoder, self.module, self.decoder, output == "probabilities")
+        return deploy(self.encoder, self.module, self.decoder, output == "probabilities")
 
     def texts(self, **more: Any) -> dict[str, str]:
         """The texts that go into the file: spec.yaml, architecture.json, meta.json (`meta` and `more`)."""
-        meta = {k: v for k, v in self.meta.items() if k != "spec"} | more | {"input_dtype": str(self.raw.dtype)}
+        meta = {k: v for k, v in self.meta.items() if k != "spec"} | more | {"input_dtype": ", ".join(str(t.dtype) for t in tensors_of(self.raw))}
         return {
             "spec.yaml": str(self.meta.get("spec", "")),
             "architecture.json": json.dumps(self.arch.to_dict()),
@@ -119,11 +120,24 @@ def save(bundle: Bundle, name: str, path: str | Path, options=None) -> float:
         return kind.check(temporary, bundle, options)
 
 
-def _difference(path: str | Path, network: Deployed, raw: Tensor, found: Tensor) -> float:
+def tensors_of(rows: Tensor | Inputs | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One tensor, or several."""
+    return rows if isinstance(rows, tuple) else getattr(rows, "tensors", (rows,))
+
+
+def _difference(path: str | Path, network: nn.Module, raw: Tensor | Inputs, found: Tensor | tuple[Tensor, ...]) -> float:
     import torch
 
     with torch.no_grad():
-        expected = network(raw.cpu())
+        wanted, found = tensors_of(network(*(t.cpu() for t in tensors_of(raw)))), tensors_of(found)
+    if len(found) != len(wanted):
+        raise ExportError(f"{path}: gives {len(found)} outputs, the network {len(wanted)}")
+    return max(_gap(path, one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def _gap(path: str | Path, found: Tensor, expected: Tensor) -> float:
+    import torch
+
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ExportError(f"{path}: gives {list(found.shape)} {found.dtype}, the network {list(expected.shape)} {expected.dtype}")
     if not (torch.isfinite(expected).all() and torch.isfinite(found).all()):

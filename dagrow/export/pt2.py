@@ -6,7 +6,7 @@ import io
 from typing import Literal
 
 from dagrow.errors import ExportError
-from dagrow.export import REGISTRY, Format
+from dagrow.export import REGISTRY, Format, tensors_of
 from dagrow.registry import Options
 
 
@@ -29,14 +29,12 @@ def load(path):
         import torch
 
         # An example of one row would fix the batch at 1.
-        example = bundle.raw[:2].cpu().clone()
-        if len(example) == 1:
-            example = torch.cat([example, example])
+        examples = tuple(torch.cat([x[:2], x[:2]])[:2].cpu() for x in tensors_of(bundle.raw))
         buffer = io.BytesIO()
         try:
             with torch.no_grad():
                 rows = torch.export.Dim("rows")
-                program = torch.export.export(bundle.deployed(options.output), (example,), dynamic_shapes=({0: rows},))
+                program = torch.export.export(bundle.deployed(options.output), examples, dynamic_shapes=({0: rows},) * len(examples))
             torch.export.save(program, buffer, extra_files=cls.texts(bundle, options))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

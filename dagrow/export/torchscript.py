@@ -40,7 +40,7 @@ def load(path):
             # We know; pt2 is the other format. Only here, only this: the user's own warnings stay.
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is", DeprecationWarning)
             try:
-                with with_source(deployed.network):
+                with with_source(deployed):
                     program = torch.jit.script(deployed)
                 if options.freeze:
                     program = torch.jit.freeze(program)
