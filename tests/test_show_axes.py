@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,7 +210,7 @@ def test_the_command_prints_axes(spec, capsys):
     code, out, _ = command(capsys, "show", spec, "--axes")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0 and lines[0] == "stem 4 units"
-    assert "one axis: add join adds them: stem, side" in lines and "head.weight 1 (64 for each)" in out
+    assert "one axis: add join adds them: stem, side" in lines and "head: weight 1 (64 for each)" in out
     assert "the network's output: head.weight 0, head.bias 0" in lines and "stem reads the network's input: stem.weight 1" in lines
     assert "widening keeps the function with zeros in side.weight 1, head.weight 1" in lines
     code, named, _ = command(capsys, "show", spec, "--axes", "side")  # a node that holds the axis
@@ -249,3 +251,12 @@ def test_patterns_name_axes():
     assert axes_named(RESIDUAL, ["st*", "mid"]) == ["stem", "mid"] and axes_named(RESIDUAL, []) is None
     assert axes_named(RESIDUAL, ["back"]) == ["stem", "mid"]
     assert len(axes_rows(RESIDUAL, ["mid"])) == 1 and fixed_summary(RESIDUAL) == "1 by the network's input, 2 by its output"
+
+
+def test_what_the_readme_shows_is_what_is_printed(tmp_path, capsys):
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (spec,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (shown,) = re.findall(r"```\n\$ dagrow show spec\.yaml --axes (\S+) .*?\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "spec.yaml").write_text(spec)
+    code, out, _ = command(capsys, "show", str(tmp_path / "spec.yaml"), "--axes", shown[0])
+    assert code == 0 and out == shown[1]

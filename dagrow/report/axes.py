@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from dagrow.report.tables import printable
 
 PALETTE = ("#cfe2ff", "#d1e7dd", "#fff3cd", "#f8d7da", "#e2d9f3", "#ffe5d0", "#d2f4ea", "#fde2f3", "#e9ecef", "#dbe4c9")
 
+WIDTH = 140
 TOLD = {
     "input": "by the network's input", "output": "by its output", "no rule": "by ops without a rule", "opaque": "in modules kept as they are",
     "kernel": "of kernels",
@@ -24,8 +26,9 @@ TOLD = {
 
 @dataclass(frozen=True)
 class Living:
-    """One dimension of a parameter or buffer that holds units of an axis: at indices `first` to `last`, `times` of them for each unit."""
+    """One dimension of a parameter or buffer of `node` that holds units of an axis: at indices `first` to `last`, `times` for each unit."""
 
+    node: str
     param: str
     axis: int
     first: int
@@ -58,12 +61,19 @@ class Described:
 
     def lines(self) -> list[str]:
         a = self.axis
-        found = [("lives in", [str(x) for x in self.lives]), ("written by", _nodes(a.writes)), ("read by", _nodes(a.reads)), ("followed by", _nodes(a.follows))]
+        homes: dict[str, list[str]] = {}
+        for x in self.lives:
+            homes.setdefault(x.node, []).append(str(x).removeprefix(f"{x.node}."))
+        found = [("lives in", [f"{node}: {', '.join(spots)};" for node, spots in homes.items()]), ("written by", _nodes(a.writes)), ("read by", _nodes(a.reads)), ("followed by", _nodes(a.follows))]
         found += [("multiplied at", a.gates), ("contracted at", a.bilinear), ("mixed at", a.mixes)]
         rows = [f"{a.id}  {a.size} unit{'s' if a.size != 1 else ''}"]
-        rows += [f"  {what:<13} {', '.join(names)}" for what, names in found if names]
-        rows += [f"  {'one axis:' if not k else '':<13} {tie.why}" for k, tie in enumerate(self.ties)]
-        return [*rows, f"  {'widening':<13} {self.because}"]
+        rows += [_wrapped(what, " ".join(names).rstrip(";") if what == "lives in" else ", ".join(names)) for what, names in found if names]
+        rows += [_wrapped("one axis:" if not k else "", tie.why) for k, tie in enumerate(self.ties)]
+        return [*rows, _wrapped("widening", self.because)]
+
+
+def _wrapped(what: str, text: str) -> str:
+    return textwrap.fill(f"  {what:<13} {text}", WIDTH, subsequent_indent=" " * 16, break_long_words=False, break_on_hyphens=False)
 
 
 def _nodes(uses: Iterable) -> list[str]:
@@ -76,7 +86,7 @@ def described(arch: Architecture, name: str) -> Described:
     for slot in axis.slots:
         units = np.array(arch.derived.units(name, slot.param, slot.axis))
         there = np.flatnonzero(units >= 0)
-        lives.append(Living(slot.param, slot.axis, int(there[0]), int(there[-1]), len(units), len(there) // axis.size))
+        lives.append(Living(arch.derived.owners[slot.param][0], slot.param, slot.axis, int(there[0]), int(there[-1]), len(units), len(there) // axis.size))
     return Described(axis, tuple(lives), reasons(arch).ties[name], *_widening(arch, axis))
 
 
@@ -104,8 +114,8 @@ def axes_text(arch: Architecture, names: Sequence[str] | None = None) -> str:
     for name in names or arch.axes:
         rows += [*described(arch, name).lines(), ""]
     if names is None:
-        rows += ["fixed"] + [f"  {line}" for line in fixed_lines(reasons(arch).fixed)]
-    return "\n".join(printable(row) for row in rows).rstrip()
+        rows += ["fixed"] + [textwrap.fill(f"  {line}", WIDTH, subsequent_indent="    ", break_long_words=False) for line in fixed_lines(reasons(arch).fixed)]
+    return "\n".join(printable(line) for row in rows for line in row.split("\n")).rstrip()
 
 
 def fixed_lines(fixed: Sequence[Fixed]) -> list[str]:
