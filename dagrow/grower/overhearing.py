@@ -95,9 +95,11 @@ class Recollection:
         if not heard:
             return 0
         rows, share = sum(len(h.x) for h in heard), -(-self.rows // self.window)
-        x, g = (torch.cat(ts)[:share] for ts in zip(*((h.x, h.grad) for h in heard), strict=True))
+        # spread over the batch, which may have an order
+        taken = torch.arange(min(share, rows)) * rows // min(share, rows)
+        x, g = (torch.cat(ts)[taken.to(ts[0].device)] for ts in zip(*((h.x, h.grad) for h in heard), strict=True))
         known = all(h.curvature is not None for h in heard)
-        curvature = _single(torch.cat([h.curvature for h in heard])[:share] * rows) if known else None
+        curvature = _single(torch.cat([h.curvature for h in heard])[taken.to(x.device)] * rows) if known else None
         self.steps.append((_single(x), _single(g * (-rows / scale)), curvature))
         held = sum(len(s[0]) for s in self.steps)
         while held - len(self.steps[0][0]) >= self.rows:
