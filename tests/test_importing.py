@@ -286,7 +286,6 @@ KEPT = {
     "its last state": (lambda m, x: m.k(m.a(x))[1][-1], lambda: {"a": nn.Linear(6, 6), "k": nn.GRU(6, 5, 2, batch_first=True)}, [], "recurrent"),
     "weight norm": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))}, [], "parametrized"),
     "hooks": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": hooked()}, [], "hooks"),
-    "a batch norm without statistics": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.BatchNorm1d(7, track_running_stats=False)}, [], "keeps no statistics"),
     "two inputs": (lambda m, x: m.k(m.a(x), x), lambda: {"a": nn.Linear(6, 6), "k": nn.Bilinear(6, 6, 3)}, ["k"], "as asked"),
     "two calls": (lambda m, x: m.k(m.k(m.a(x))), lambda: {"a": nn.Linear(6, 6), "k": Chooses()}, ["k"], "as asked"),
 }  # fmt: skip
@@ -345,6 +344,8 @@ REFUSED = {
     "a module of the moment": (lambda m, x: nn.Linear(6, 2)(x), "made in forward", "__init__"),
     "an error of its own": (lambda m, x: x @ torch.ones(5, 5), "fails on the example input", None),
     "the batch last": (lambda m, x: m.a(x).t(), "batch at dimension 1", None),
+    "a batch norm without statistics": (lambda m, x: nn.functional.batch_norm(x, None, None, training=True), "depends on the other rows", "running statistics"),
+    "tokens first": (lambda m, x: m.attend(x, x, x)[0], "depends on the other rows", "batch first"),
     "counts": (counts, "changes a buffer", None),
     "numpy": (lambda m, x: torch.as_tensor(x.numpy() * 2), "values of a tensor", None),
 }  # fmt: skip
@@ -353,15 +354,15 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_come_in_is_refused_with_its_line(case):
     function, message, way_out = REFUSED[case]
-    model = Of(function, a=nn.Linear(6, 4))
+    model = Of(function, a=nn.Linear(6, 4), attend=nn.MultiheadAttention(6, 2))
     model.register_buffer("count", torch.zeros(6))
     with pytest.raises(ImportingError) as caught:
-        from_torch(model, torch.randn(4, 6))
+        from_torch(model, torch.randn(4, 5, 6) if case == "tokens first" else torch.randn(4, 6))
     text = str(caught.value)
     assert message in text, text
     assert way_out is None or way_out in text, text
     assert model.training
-    if "returns" not in text and "an output" not in text and "in training" not in text:
+    if "returns" not in text and "other rows" not in text and "an output" not in text and "in training" not in text:
         assert caught.value.place and caught.value.place.startswith(__file__) and "lambda" in text or "def " not in text
 
 

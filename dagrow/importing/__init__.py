@@ -47,6 +47,7 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
             first = _followed(model, inputs, runs, opaque, trained.dropouts)
         made = _imported(model, first)
         _compare(model, made, inputs, runs)
+        _alone(model, inputs)
     return made
 
 
@@ -125,6 +126,8 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
             module.training = training and not work.leaf(path, module)
         outputs = tracer.follow(model, held)
     except ImportingError as error:
+        if training:
+            error = ImportingError(f"in training mode, {error.message}", fix=error.fix, place=error.place).with_traceback(error.__traceback__)
         raise located(error, error) from None
     except Unfit as error:
         raise located(ImportingError(str(error), fix=tracer.way_out()), error) from None
@@ -136,8 +139,23 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
     finally:
         model.eval()
     work.outputs = _ends(work, outputs)
+    idle = [p for p in names if p not in _read(build, work.outputs)]
+    if idle:
+        raise ImportingError(f"the model's output does not depend on its input {idle[0]!r}", fix="leave that input out")
     work.ended = build.finished(work.outputs)
     return work
+
+
+def _read(build: Builder, outputs: Sequence[str]) -> set[str]:
+    """The nodes that lead to the outputs."""
+    found: set[str] = set()
+    todo = list(outputs)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += build.nodes[name].inputs
+    return found
 
 
 def _input_names(model: nn.Module, count: int) -> list[str]:
@@ -189,11 +207,22 @@ def _imported(model: nn.Module, work: _Followed) -> Imported:
     held = {full: name for full, name in ended.names.items()}
     return Imported(
         arch, ended.weights, held, {n: work.build.modules.get(n, "") for n in ended.nodes},
-        tuple(n for n in every if n not in used), {n: why for n, why in work.kept.items() if n in ended.nodes},
+        tuple(n for n in every if n not in used | work.folded), {n: why for n, why in work.kept.items() if n in ended.nodes},
         tuple(n for n in work.build.differs if n in ended.nodes),
         frozenset(full for full, name in held.items() if isinstance(every.get(name), nn.Parameter) and not every[name].requires_grad),
         shared, ended.leads, {name: every[name].detach().clone() for name in state if name in every and name not in used},
     )
+
+
+def _alone(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """A row's outputs may not depend on the other rows."""
+    some, all_ = (_run(model, tuple(_rows(x, count) for x in inputs)) for count in (2, 5))
+    for a, b in zip(*([t] if isinstance(t, Tensor) else list(t) for t in (some, all_)), strict=True):
+        if a.is_floating_point() and not torch.allclose(a, b[:2], rtol=1e-3, atol=1e-3 * (1 + float(b.abs().nan_to_num().max())), equal_nan=True):
+            raise ImportingError(
+                "in evaluation mode what the model gives for a row depends on the other rows of the batch",
+                fix="put the batch first in the example input, and in the model; a batch norm has to keep running statistics",
+            )
 
 
 def _compare(model: nn.Module, made: Imported, inputs: Sequence[Tensor], runs: Sequence) -> None:
@@ -206,8 +235,12 @@ def _compare(model: nn.Module, made: Imported, inputs: Sequence[Tensor], runs: S
             if rows[0].shape[0] == 1:
                 continue  # some models need more than one
             raise
-        with torch.no_grad():
-            found = network(*(x.clone() for x in rows))
+        try:
+            with torch.no_grad():
+                found = network(*(x.clone() for x in rows))
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+            raise ImportingError(f"the network imported does not run on {rows[0].shape[0]} rows: {text}", fix="keep a part of the model whole with opaque=[…]") from None
         pairs: list[tuple[Tensor, Tensor]] = []
         wanted, found = ([t] if isinstance(t, Tensor) else list(t) for t in (wanted, found))
         pairs = list(zip(wanted, found, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dagrow.errors import GraphError
 from dagrow.graph import Node
 from dagrow.graph.node import SEGMENT, tensors_of
-from dagrow.importing.errors import Unfit
+from dagrow.importing.errors import ImportingError, Unfit
 from dagrow.importing.values import Held, Leaf, batch_dim, equal
 from dagrow.recorded import Recorded
 
@@ -111,7 +111,7 @@ class Builder:
         try:
             self.nodes[name] = Node.of("input", shape=tuple(values[0].shape[1:]))
         except pydantic.ValidationError as error:
-            raise Unfit(str(error.errors()[0]["msg"])) from None
+            raise ImportingError(f"rows of {list(values[0].shape[1:])}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
         self.shapes[name] = tuple(values[0].shape[1:])
         self.made[name] = Held(values, name)
         return self.made[name]

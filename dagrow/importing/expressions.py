@@ -15,7 +15,7 @@ from dagrow.importing.values import Held, Leaf, Rows, Tree, equal, in_run, mappe
 from dagrow.ops.call import DTYPES, WORD, arguments_of
 from dagrow.recorded import NUMBERS
 
-ATEN = {"truediv": "div", "floordiv": "floor_divide", "and": "bitwise_and", "or": "bitwise_or", "invert": "bitwise_not", "mod": "remainder", "T": "numpy_T"}
+ATEN = {"view": "reshape", "truediv": "div", "floordiv": "floor_divide", "and": "bitwise_and", "or": "bitwise_or", "invert": "bitwise_not", "mod": "remainder", "T": "numpy_T"}
 # Where tensors lie and how is the machine's affair.
 PLACES = ("layout", "device", "pin_memory", "memory_format", "non_blocking", "copy", "inplace", "_stacklevel")
 MOST_CONSTANT = 2**20
@@ -70,7 +70,7 @@ def value_of(form: Any, run: int) -> Any:
 
 def _named(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any) -> Any:
     """The aten function of the same name, with the same arguments."""
-    name = ATEN.get(name, name).strip("_")
+    name = ATEN.get(name, name)
     known = arguments_of(name) if WORD.match(name) else None
     named = tuple((k, v) for k, v in kwargs.items() if k not in PLACES)
     if known is None or any(k not in known for k, _ in named):
@@ -135,7 +135,8 @@ def _captured(name: str, function: Callable, args: tuple, kwargs: Mapping, resul
     for (called, args0, kwargs0, made0), (_, args1, kwargs1, made1) in zip(*watched, strict=True):
         # Views of tensors that share an id with one that is gone would be taken for it: all are held.
         alive += [made0, made1, args0, args1]
-        called = called.removeprefix("_unsafe_") if called == "_unsafe_view" else called
+        if called in ("view", "_unsafe_view"):
+            called = "reshape"  # nodes need not lie in memory as the user's tensors do
         if called in ("lift_fresh", "detach", "alias") or arguments_of(called) is None:
             form = None
             if called in ("lift_fresh", "detach", "alias"):

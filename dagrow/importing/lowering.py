@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dagrow.importing.building import Builder
@@ -27,7 +27,7 @@ FICKLE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReL
 class Lowering:
     """Makes nodes in `build`. opaque: paths and classes to keep whole. trained: for each functional dropout, its probability in training (0: off).
 
-    kept: node -> why it is kept whole.
+    kept: node -> why it is kept whole. folded: buffers of which only what they come to is held.
     """
 
     build: Builder
@@ -36,6 +36,7 @@ class Lowering:
     trained: list[float] | None = None
     dropouts: list[float] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    folded: set[str] = field(default_factory=set)
 
     # -- modules -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +124,8 @@ class Lowering:
         self.build.path = path
         if name in DROPOUTS:
             return self._dropout(name, function, args, kwargs)
-        result = both(function, args, kwargs)
+        quiet = {"dropout_p": 0.0} if "dropout_p" in kwargs else {}  # what is random cannot be compared
+        result = both(function, args, {**kwargs, **quiet})
         if not holds(result):
             return result  # a size, a type
         if not mapped_held((args, kwargs)):
@@ -165,11 +167,17 @@ class Lowering:
 
     def _of_parameters(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
         """A function of parameters, buffers and constants alone: it waits for what reads it."""
-        form = expression(name, function, self._named(args), self._named(kwargs), result)
+        form = self.renamed(expression(name, function, args, kwargs, result))
+        leaves = list(leaves_in(form))
+        constant = not any(isinstance(leaf.tensor, nn.Parameter) for leaf in leaves)
 
         def held(value, part):
             if isinstance(value, Held):
                 value.form = part.form if isinstance(part, Held) else part
+                if constant and not any(isinstance(n, Rows) for n in value.sizes):
+                    # What buffers come to, a part of a larger mask for one, is all that is needed of them.
+                    self.folded.update(leaf.name for leaf in leaves if leaf.name)
+                    value.form = Leaf(None, value.values[0].contiguous())
                 return value
             return [held(v, p) for v, p in zip(value, part, strict=True)]
 
@@ -191,10 +199,6 @@ class Lowering:
     def _ask(self, name: str, module: nn.Module | None, args: tuple, kwargs: dict, result: Any) -> Ask:
         return Ask(self, name, module, args, kwargs, result)
 
-    def _named(self, value: Any) -> Any:
-        """With the user's tensors as leaves."""
-        return mapped(value, lambda v: Leaf(self.names.get(id(v)), v) if isinstance(v, Tensor) else v)
-
     def _expressed(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> Any:
         form = self.renamed(expression(name, function, args, kwargs, result))
         hint = "".join(c for c in name if c.isalnum() or c == "_").strip("_") or "call"
@@ -210,7 +214,7 @@ class Lowering:
             return form if form.name else Leaf(self.names.get(id(form.tensor)), form.tensor)
         if isinstance(form, Tree):
             return form._replace(args=tuple(map(self.renamed, form.args)), kwargs=tuple((k, self.renamed(v)) for k, v in form.kwargs))
-        return [self.renamed(v) for v in form] if isinstance(form, (list, tuple)) else form
+        return [self.renamed(v) for v in form] if isinstance(form, list) else form
 
     def placed(self, result: Held, form: Any, hint: str) -> Held:
         """`result` as computed by `form`: by a node of its own where the batch is a dimension of its own, else by what reads it."""
@@ -249,6 +253,19 @@ def holds(value: Any) -> bool:
     found: list[bool] = []
     mapped(value, lambda v: found.append(isinstance(v, Held)))
     return any(found)
+
+
+def leaves_in(form: Any) -> Iterator[Leaf]:
+    """The user's tensors that a form is computed from."""
+    if isinstance(form, Leaf):
+        yield form
+    elif isinstance(form, Held):
+        yield from leaves_in(form.form)
+    elif isinstance(form, Tree):
+        yield from leaves_in((*form.args, *(v for _, v in form.kwargs)))
+    elif isinstance(form, (list, tuple)):
+        for part in form:
+            yield from leaves_in(part)
 
 
 def mapped_held(value: Any) -> list[Held]:

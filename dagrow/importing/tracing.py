@@ -35,6 +35,10 @@ class Stand(fx.Proxy):
         super().__init__(None, tracer)
         self.held = held
 
+    @property
+    def __class__(self):
+        return Tensor  # for the user's own isinstance(x, torch.Tensor)
+
     def __repr__(self) -> str:
         return f"Stand({', '.join(map(str, self.held.sizes))})"
 

@@ -54,6 +54,8 @@ def heads(ask: Ask):
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
     given = {**dict.fromkeys(names), **dict(zip(names, ask.args, strict=False)), **ask.kwargs}
     x, mask = ask.solid(given["query"]), given["attn_mask"]
+    if x.batch != (0 if m.batch_first else 1):
+        raise Unfit("its tokens are not those of one row")
     same = all(isinstance(given[n], Held) and ask.solid(given[n]).node == x.node for n in ("key", "value"))
     if not same or not m._qkv_same_embed_dim or m.bias_k is not None or m.add_zero_attn or given["key_padding_mask"] is not None:
         raise Unfit("attention between different tensors, or with padding")
