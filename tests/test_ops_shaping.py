@@ -207,12 +207,13 @@ def test_heads_and_tails_follow_their_units(start, stop, wide) -> None:
     assert (attrs.start, attrs.stop) == wide
 
 
-@pytest.mark.parametrize(("start", "stop"), [(2, 8), (0, 10), (9, None)])
-def test_units_that_are_cut_apart_are_not_resized(start, stop) -> None:
+@pytest.mark.parametrize(("start", "stop", "name", "sizes"), [(2, 8, "a", (2, 2)), (0, 10, "c", (2, 2)), (9, None, "c", (1, 3))])
+def test_units_that_are_cut_apart_come_and_go_separately(start, stop, name, sizes) -> None:
     arch = cut(start, stop, True)
-    name = "a" if start == 2 else "c"
-    refusal = resize(arch, {name: [0, 1, 2, 3, -1]})
-    assert isinstance(refusal, Refusal) and "some of the units" in refusal.reason
+    assert (arch.axes[name].size, arch.axes[f"{name}~1"].size) == sizes
+    for axis in (name, f"{name}~1"):
+        size = arch.axes[axis].size
+        assert all(keeps(arch, axis, index) for index in ([*range(size), -1], [-1, *range(size)], list(range(size))[::-1], list(range(1, size))) if index)
 
 
 def test_shuffled_channels() -> None:
