@@ -58,7 +58,9 @@ class Recast:
             raise Unsupported(made.reason)
         weights = recast_weights(seen.weights, made, proposal)
         end = seen.arch.outputs[0]
-        return {end: flat(_output(seen, made.arch, weights) - _output(seen, seen.arch, doubled(seen.weights)), seen.arch.nodes[end])}
+        if "output" not in seen.memo:
+            seen.memo["output"] = _output(seen, seen.arch, doubled(seen.weights))
+        return {end: flat(_output(seen, made.arch, weights) - seen.memo["output"], seen.arch.nodes[end])}
 
 
 def recast_weights(weights: Mapping[str, Tensor], rewrite: Rewrite, proposal: Proposal) -> Values:

@@ -7,6 +7,7 @@ something else up to where the new part joins the old network again.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -119,7 +120,10 @@ class Swap:
             _, back = torch.func.vjp(lambda t: part(t, {n: x.unsqueeze(0) for n, x in given.items()}).squeeze(0), theta)
             return tuple(torch.cat([g.flatten() for g in back(c)[0].values()]) for c in (v, probe))
 
-        return torch.func.vmap(one, chunk_size=256)(part.given, self._missing(seen, probe), probe)
+        with warnings.catch_warnings():
+            # Some ops have no batched derivative, and are run row by row: slower, and no different.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return torch.func.vmap(one, chunk_size=256)(part.given, self._missing(seen, probe), probe)
 
     def _missing(self, seen: Pass, like: Tensor) -> Tensor:
         """What is missing at the place, in its own layout."""
