@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import block_network
 
+import dagrow
 from dagrow import spec
 from dagrow.compiler import compile_architecture
 from dagrow.errors import DagrowError, GraphError, SpecError
 from dagrow.graph import Architecture, Node, Refusal, Rewrite, resize, transfer
+from dagrow.graph.node import check_name
 
 of = Node.of
 NET = Architecture({"x": of("input", shape=(4,)), "h": of("linear", "x", width=3), "a": of("relu", "h"), "y": of("linear", "a", width=2)})
@@ -190,3 +192,31 @@ def test_names_that_only_sound_dangerous_are_compiled(name):
     network, x = compile_architecture(arch, weights), torch.randn(5, 4)
     by_hand = torch.nn.functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
     assert torch.allclose(network(x), torch.nn.functional.linear(by_hand, weights["y.weight"], weights["y.bias"]), atol=1e-6)
+
+
+class Odd(torch.nn.Module):
+    """A module with a layer and a parameter of any name that torch takes."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        self.add_module(name, torch.nn.Linear(4, 3))
+        self.last = torch.nn.Module()
+        self.last.register_parameter(name, torch.nn.Parameter(torch.ones(3)))
+
+    def forward(self, x):
+        return getattr(self, self.name)(x) * getattr(self.last, self.name)
+
+
+def test_an_import_gives_hostile_names_harmless_ones():
+    x, nodes_of_all = torch.randn(2, 4), set()
+    # torch itself refuses the empty name, names with dots, and those of its own attributes.
+    for name in [n for n in HOSTILE if n and "." not in n and len(n) < 1000][::5]:
+        model = Odd(name).eval()
+        found = dagrow.from_torch(model, x)
+        nodes_of_all |= set(found.arch.nodes)
+        made = compile_architecture(found.arch, found.weights).eval()
+        assert torch.equal(made(x), model(x)), ascii(name)
+        assert set(found.names.values()) == set(dict(model.named_parameters())), ascii(name)
+    for node in nodes_of_all:
+        check_name(node)
