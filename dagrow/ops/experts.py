@@ -20,8 +20,8 @@ class Experts(Op):
     """A router chooses the `top` of `experts` two-layer networks for each sample or token, and averages what they make.
 
     The weights are the softmax of the chosen ones' logits (Shazeer et al. 2017; Fedus, Zoph and Shazeer 2022).
-    [..., features] to [..., width] (as many as the input's, if left out) over `hidden` units of each expert, with the
-    activation `act` (a registered one). Equal logits at the limit are all chosen, as are all experts where there are not more
+    [..., features] to [..., width] (if left out as many as the input's and `more`, which resizes write) over `hidden` units of
+    each expert, with the activation `act` (a registered one). Equal logits at the limit are all chosen, as are all experts where there are not more
     than `top`; a single chosen one would have the weight 1 whatever its logit, and the router nothing to learn from. Here
     every expert is run; MACs are those of the chosen ones, which is what a deployment that runs only them needs.
     """
@@ -29,6 +29,7 @@ class Experts(Op):
     examples = (
         Example({"experts": 3, "hidden": 4}, (5,), axes={"stem": 6, "op": 3, "op~1": 4, "op~2": 6}),
         Example({"experts": 2, "hidden": 3, "top": 3, "width": 5}, (5, 4), last=True, axes={"stem": 6, "op": 2, "op~1": 3, "op~2": 5}),
+        Example({"experts": 2, "hidden": 2, "more": -2}, (5,), axes={"stem": 6, "op": 2, "op~1": 2, "op~2": 4}),
         Example({"experts": 3, "hidden": 1, "act": "tanh"}, (5, 4), last=True, axes={"stem": 6, "op": 3, "op~1": 1, "op~2": 6}),
     )
 
@@ -37,12 +38,15 @@ class Experts(Op):
         hidden: Size
         top: int = pydantic.Field(2, strict=True, ge=2, le=2**20)
         width: Size | None = None
+        more: int = pydantic.Field(0, strict=True, ge=-(2**20), le=2**20)
         act: Annotated[str, pydantic.Field(max_length=64)] = "gelu"
 
         @pydantic.model_validator(mode="after")
         def _fits(self):
             if self.experts * self.hidden > MOST_UNITS:
                 raise ValueError(f"{self.experts} experts of {self.hidden} units have more than {MOST_UNITS:,}")
+            if self.width is not None and self.more:
+                raise ValueError("more is for where width is left out")
             return self
 
     @staticmethod
@@ -51,7 +55,9 @@ class Experts(Op):
         if attrs.act not in REGISTRY or REGISTRY.get(attrs.act).role != "activation":
             raise GraphError(f"moe: {attrs.act!r} is no activation", fix="dagrow ops lists them")
         act = REGISTRY.get(attrs.act)
-        width = attrs.width or shape[-1]
+        width = shape[-1] + attrs.more if attrs.width is None else attrs.width
+        if width < 1:
+            raise GraphError(f"moe: {attrs.more} units more than {shape[-1]} are none")
         from dagrow.modules import Mixture
 
         return Mixture(shape[-1], attrs.experts, attrs.hidden, width, attrs.top, act.build(act.Options(), (attrs.hidden,)))
@@ -59,9 +65,8 @@ class Experts(Op):
     @staticmethod
     def resize(attrs, params, made, shape):
         experts, hidden, width = params["down"]
-        # The number is there only where it is not the input's: so that what was widened and narrowed again is what it was.
-        width = None if width == shape[-1] else width
-        return attrs.model_copy(update={"experts": experts, "hidden": hidden, "width": width})
+        width = {"width": width} if attrs.width is not None else {"more": width - shape[-1]}
+        return attrs.model_copy(update={"experts": experts, "hidden": hidden, **width})
 
     @staticmethod
     def macs(attrs, counted, shape):
