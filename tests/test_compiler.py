@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import linecache
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +179,12 @@ def test_a_deployed_network_leaves_the_given_one_training():
     out = deployed(torch.randint(0, 5, (6, 4)))
     assert torch.allclose(out.sum(1), torch.ones(6)) and not out.requires_grad
     assert module.training and all(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.slow
+def test_thousands_of_compiles_leave_little_behind():
+    """The whole figure, 10,000, is tools/bench_compile.py --leak 10000; what is kept is kept in caches of bounded size, full by now."""
+    tool = Path(__file__).resolve().parent.parent / "tools" / "bench_compile.py"
+    done = subprocess.run([sys.executable, str(tool), "--leak", "2000", "--json"], capture_output=True, text=True, check=True)
+    row = json.loads(done.stdout)
+    assert row["mb"] <= 50 and row["sources"] == 0, row
