@@ -16,7 +16,7 @@ def make_plan(checked: Checked) -> Plan:
     chooser = (chooser[0], chooser[1].model_copy(update=given))
     recipe = Recipe(*optimizer, losses.get(spec.train.loss, checked.data.task), spec.data.batch, spec.train.clip)
     edits = tuple(_pair(edit) for edit in choices["edits"])
-    return Plan(spec, checked.architecture, checked.data, recipe, schedule, edits, scorer[0](scorer[1]), chooser, checked.weights)
+    return Plan(spec, checked.architecture, checked.data, recipe, schedule, edits, scorer[0](scorer[1]), chooser, checked.weights, checked.notes)
 
 
 def _pair(choice: Choice) -> tuple[type, object]:

@@ -48,8 +48,8 @@ class Facts:
         return found
 
     def warnings(self) -> list[str]:
-        """Patterns that keep an edit from every site it has in the seed network. No errors: later nodes may match."""
-        spec, rows = self.plan.spec, []
+        """What to know of an imported seed network, and patterns that keep an edit from every site it has in it. No errors: later nodes may match."""
+        spec, rows = self.plan.spec, [f"{self.plan.spec.model.py}: {note}" for note in self.plan.notes]
         for k, (edit, options) in enumerate(self.plan.edits):
             where, said = getattr(options, "where", "**"), list(edit.remarks(self.architecture, options))
             for remark in said:

@@ -72,7 +72,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Plan:
-    """A spec made into objects: everything a search needs that does not change. weights: what it begins with; None: fresh ones."""
+    """A spec made into objects: everything a search needs that does not change.
+
+    weights: what it begins with; None: fresh ones. notes: what to know of a seed network that was imported.
+    """
 
     spec: Spec
     architecture: Architecture
@@ -83,6 +86,7 @@ class Plan:
     scorer: Scorer
     chooser: tuple[type[Chooser], Any]
     weights: Mapping[str, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def limits(self) -> Limits:

@@ -27,7 +27,7 @@ __all__ = ["SECTIONS", "Checked", "Choice", "Section", "build", "check", "check_
 class Checked:
     """A spec that can be run. `choices`: section name -> its choices (SECTIONS); `data` for the shape the network reads.
 
-    weights: those the seed network begins with, where it was imported; None: fresh ones.
+    weights: those the seed network begins with, where it was imported; None: fresh ones. notes: what to know of the import.
     """
 
     spec: Spec
@@ -35,6 +35,7 @@ class Checked:
     architecture: Architecture
     data: Dataset
     weights: Mapping[str, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(source, sets: Sequence[str] = (), data: Dataset | None = None, *, allow_code: bool = False) -> Checked:
@@ -54,7 +55,7 @@ def check(spec: Spec, data: Dataset | None = None, *, allow_code: bool = False, 
     allow_code: whether code that the spec names (model.py) may run. seed: the seed network, where it is known already.
     """
     choices, problems = choices_of(spec)
-    weights = None
+    weights, notes = None, ()
     if spec.model.py is not None and not allow_code and seed is None:
         code.imported_of(spec, None, False, problems)
         _raise(spec, problems)
@@ -68,6 +69,7 @@ def check(spec: Spec, data: Dataset | None = None, *, allow_code: bool = False, 
             found = code.imported_of(spec, data, True, problems) if allow_code else None
             arch, weights = (found.arch, found.weights) if found is not None else (seed, None)
             if found is not None:
+                notes = tuple(found.notes())
                 fits(spec, arch, data.outputs, problems)
         problems += _task(spec, data)
     elif spec.model.input and spec.model.py is None:
@@ -75,7 +77,7 @@ def check(spec: Spec, data: Dataset | None = None, *, allow_code: bool = False, 
     if arch is not None and not problems:
         problems += _edits(spec, choices["edits"], arch)
     _raise(spec, problems)
-    return Checked(spec, choices, arch, data.reshaped(arch.shapes["input"]), weights)
+    return Checked(spec, choices, arch, data.reshaped(arch.shapes["input"]), weights, notes)
 
 
 def check_names(spec: Spec) -> Mapping[str, tuple[Choice, ...]]:

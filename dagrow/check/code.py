@@ -49,7 +49,7 @@ def imported_of(spec: Spec, data: Dataset | None, allowed: bool, problems: list[
     except _Wrong as wrong:
         problems.append(spec.problem_at(path, wrong.message, wrong.hint))
     except DagrowError as error:
-        problems.append(spec.problem_at(path, error.message, error.fix))
+        problems.append(spec.problem_at(path, " ".join(error.message.split()), error.fix))
     return None
 
 
