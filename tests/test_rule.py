@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from random_networks import random_network
-from seen_networks import NETWORKS, RANDOM, close, done, evidence_for, fold_for, of, run, weights_for
+from seen_networks import NETWORKS, RANDOM, close, done, evidence_for, fold_for, nats, of, run, weights_for
 from test_growth import WINE, plan_of, stopped, whole
 
 from dagrow import check
@@ -25,6 +25,7 @@ from dagrow.edits.patterns import ANY, MORE, Near, Pattern
 from dagrow.edits.rule import BOTTLENECK, SMOOTHER, STRAIGHT
 from dagrow.errors import SpecError
 from dagrow.graph import Architecture
+from dagrow.measure import flat
 from dagrow.propose import Limits, propose
 from dagrow.scores import serving
 from dagrow.showing import examine
@@ -205,6 +206,26 @@ def test_what_the_examples_promise(options):
         made = done(arch, Part(RULE, rule(**options), site, proposal), weights)
         x = fold_for(arch, "classification", 6).x
         assert torch.allclose(run(made.arch, made.weights(0.0), x), run(arch, weights, x), rtol=1e-10, atol=1e-10) == (options is not SMOOTHER)
+
+
+@pytest.mark.parametrize("options", [BOTTLENECK, STRAIGHT], ids=lambda o: o["name"])
+def test_its_derivative_is_that_of_the_real_loss(options):
+    """Where the change is felt through one affine node the slope is taken there, elsewhere at the output."""
+    found = 0
+    for arch in NETWORKS.values():
+        for site in sites(arch, **options):
+            evidence, fold = evidence_for(arch, rows=30), fold_for(arch, "classification", 30)
+            proposal = serving(RANDOM, site.form).propose(evidence, site, 1, (0,))
+            if proposal.status != "ok":
+                continue
+            made = done(arch, Part(RULE, rule(**options), site, proposal), evidence.weights)
+            step = 1e-5
+            there, back = (nats(made.arch, made.weights(a), fold, "classification") for a in (step, -step))
+            ((target, change),) = site.form.effect(evidence.train, proposal).items()
+            predicted = float((change * flat(evidence.train.v[target], arch.nodes[target]).double()).sum()) / 30
+            assert predicted == pytest.approx((back - there) / (2 * step), rel=1e-4, abs=1e-8)
+            found += target not in arch.outputs
+    assert found >= 2
 
 
 def test_what_claims_nothing_is_found_out():
