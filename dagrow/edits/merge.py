@@ -44,7 +44,7 @@ class Merge(Edit):
 
     @classmethod
     def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
-        return resized_cost(arch, site.detail[0], len(proposal.keep)) or super().price(arch, site, proposal)
+        return resized_cost(arch, site.detail[0], len(proposal.keep or ())) or super().price(arch, site, proposal)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
@@ -52,7 +52,9 @@ class Merge(Edit):
 
 
 def _made(arch: Architecture, axis: str, proposal: Proposal) -> Rewrite | Refusal:
-    return resize(arch, {axis: proposal.keep}) if proposal.keep else Refusal("no units to keep were named", (axis,))
+    if proposal.keep is None or len(set(proposal.keep)) < len(proposal.keep):
+        return Refusal(f"the units of {axis} that stay have to be named, each once")
+    return resize(arch, {axis: proposal.keep})
 
 
 def _plan(axis: str, share: Shared, seen: Pass, units: int) -> Proposal:

@@ -51,7 +51,7 @@ class Prune(Edit):
 
     @classmethod
     def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
-        return resized_cost(arch, site.detail[0], len(proposal.keep)) or super().price(arch, site, proposal)
+        return resized_cost(arch, site.detail[0], len(proposal.keep or ())) or super().price(arch, site, proposal)
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
@@ -59,6 +59,8 @@ class Prune(Edit):
 
 
 def _made(arch: Architecture, axis: str, proposal: Proposal) -> Rewrite | Refusal:
+    if proposal.keep is None or len(set(proposal.keep)) < len(proposal.keep):
+        return Refusal(f"the units of {axis} that stay have to be named, each once")
     return resize(arch, {axis: proposal.keep})
 
 

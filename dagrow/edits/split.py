@@ -76,7 +76,11 @@ def _index(size: int, proposal: Proposal) -> tuple[int, ...]:
 
 
 def _made(arch: Architecture, axis: str, share: Shared, uneven: float, proposal: Proposal) -> Rewrite | Refusal:
-    return divided(arch, axis, _index(arch.axes[axis].size, proposal), share, uneven)
+    size = arch.axes[axis].size
+    index = _index(size, proposal)
+    if sorted(set(index)) != [*range(size)]:
+        return Refusal(f"the units of {axis} are 0 to {size - 1}: each of them stays, and clones come from them")
+    return divided(arch, axis, index, share, uneven)
 
 
 def _plan(axis: str, share: Shared, seen: Pass, units: int) -> Proposal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 
 import axis_oracles
@@ -265,6 +266,11 @@ def test_what_cannot_be_is_refused_with_a_reason(kind, arch):
                     assert "less than or equal" in str(error)
                 else:
                     assert isinstance(made, Refusal) and made.reason
+        if part.proposal.keep is not None:
+            size = max(part.proposal.keep) + 1
+            for keep in ((), (0, 0, -2), (size + 100,), (0, 2**40), (-1,)):
+                made = part.edit.rewrite(arch, part.site, replace(part.proposal, keep=keep))
+                assert isinstance(made, Refusal) and made.reason, (part.site.key, keep)
         gone = Part(part.edit, part.options, Site(part.site.edit, "no.such", part.site.form, (1,), ()), part.proposal)
         refused = apply(arch, weights, {}, {}, [part, gone], (0,))
         assert isinstance(refused, Refusal) and refused.reason
