@@ -98,7 +98,7 @@ def _ratio(of: dict, parts: list[tuple[str, int]]) -> float:
     return float(torch.tensor(logs).mean().exp())
 
 
-def continual(kind: str, tasks: int, seed: int, every: int = 56, units: tuple[int, ...] = (1, 2, 4)) -> dict:
+def continual(kind: str, tasks: int, seed: int, every: int = 56, units: tuple[int, ...] = (2, 4, 8)) -> dict:
     """Online accuracy over permuted tasks: sgd, adam, or grow: sgd with growth and pruning within 1.1 times the parameters."""
     torch.manual_seed(seed)
     x, y = digits()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,22 @@ from torch import Tensor, nn
 
 from dagrow import export
 from dagrow.compiler import compile_architecture
-from dagrow.criteria import LocalQuadratic, LossFunction, curvature_root, loss_of
-from dagrow.data import Fold
+from dagrow.criteria import LossFunction
 from dagrow.errors import BudgetError, UsageError
 from dagrow.graph import Architecture
-from dagrow.grower import carrying, saving
+from dagrow.grower import carrying, grounds, saving
 from dagrow.grower.deciding import Measured, Policy, Sight, Weights, configured
 from dagrow.grower.decision import FEWEST, Budget, Decision
+from dagrow.grower.grounds import Ground
 from dagrow.grower.live import Live
 from dagrow.grower.overhearing import Ear, Recollection
-from dagrow.grower.rows import HELD, gathered, split
 from dagrow.importing import from_torch
-from dagrow.losses import Loss
 from dagrow.propose import Limits, Scored
 from dagrow.scoring import Scores, table
 from dagrow.train import OPTIMIZERS, outputs
 from dagrow.trials import Recipe
 
-
-@dataclass(frozen=True)
-class _Ground:
-    """Rows that a decision rests on."""
-
-    train: Fold
-    held: Fold
-    loss: Loss
-    batch: int
-    note: str
-    told: bool = True
-    sure: bool = True
+OUT = Decision(False, "out of steps", note="all edits of the budget are made")
 
 
 class Grower:
@@ -75,6 +61,8 @@ class Grower:
     ):
         if not isinstance(model, nn.Module):
             raise UsageError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+            raise UsageError(f"the model is wrapped in {type(model).__name__}", fix="give the model itself (model.module, or what was compiled)")
         if every is not None and (not isinstance(every, int) or every < 1):
             raise UsageError(f"every={every!r}: it is a number of steps")
         carrying.check(optimizer, model.named_parameters())
@@ -121,16 +109,17 @@ class Grower:
         return self._live
 
     def _traced(self, example: Tensor):
-        return from_torch(self.model, example.to(next(self.model.parameters()).device), opaque=self._opaque)
+        like = next(self.model.parameters())
+        return from_torch(self.model, example.to(like.device, like.dtype if example.is_floating_point() else None), opaque=self._opaque)
 
     def _spent(self, arch: Architecture) -> list[tuple[str, int, int | None]]:
         return [("params", self.params, self.budget.params), ("macs", arch.macs, self.budget.macs)]
 
     def _weights(self) -> Weights:
         live = self._live
-        if live.wired:
+        if not live.packed:
             return live.weights()
-        # the user's own modules may hold several nodes' tensors in one: the import takes them apart
+        # the import takes apart what the user's own modules hold in one
         found = self._traced(self._example)
         if found.arch != live.arch:
             raise UsageError("the model is no longer the one that was traced", fix="change its modules through its Grower only, or make another Grower")
@@ -153,8 +142,8 @@ class Grower:
 
         The model, the optimizer and torch's random state are as before where nothing is changed, or something is raised.
         """
-        if self.budget.steps is not None and self.steps >= self.budget.steps:
-            return self._note(Decision(False, "out of steps", note=f"all {self.budget.steps} edits of the budget are made"))
+        if self._spent_up:
+            return self._note(OUT)
         ground = self._rows(data, loss_fn, held)
         return self._note(ground) if isinstance(ground, Decision) else self._decide(ground)
 
@@ -163,32 +152,25 @@ class Grower:
         """Edits made."""
         return sum(d.changed for d in self.history)
 
-    def _rows(self, data: Any, loss_fn: LossFunction, held: Any) -> _Ground | Decision:
-        path, rows = self._path(), self.policy.score.rows
-        train, batch = gathered(data, rows if held is not None else -(-4 * rows // 3), self.seed, path)
-        if held is not None:
-            kept, note = gathered(held, rows, self.seed, (*path, "held"))[0], "held-out rows as given"
-        else:
-            (train, kept) = split(train, self.seed, path) if len(train) else (train, train)
-            note = f"{HELD:.0%} of the rows held out of the fit; the model may have been trained on them"
-        if not len(train) or min(len(train), len(kept)) < FEWEST * HELD or len(train) < FEWEST * (1 - HELD):
-            return self._too_few(len(train))
-        live = self._know(train.x[:2])
-        out = outputs(compile_architecture(live.arch, self._weights()), train.x)
-        if not bool(out.isfinite().all()):
-            return Decision(False, "nonfinite", note="the model's outputs are not finite")
-        loss = loss_of(loss_fn, out, train.y)
-        ground = _Ground(train, kept, loss, batch, note)
-        value = float(loss.mean(out, train.y))
-        return ground if math.isfinite(value) else Decision(False, "nonfinite", note=f"the loss on the rows is {value}")
+    @property
+    def _spent_up(self) -> bool:
+        return self.budget.steps is not None and self.steps >= self.budget.steps
 
-    def _too_few(self, rows: int) -> Decision:
-        return Decision(False, "too few rows" if rows else "no rows", step=self.taken, note=f"{rows} rows to fit on; a decision takes {FEWEST} in all")
+    def _rows(self, data: Any, loss_fn: LossFunction, held: Any) -> Ground | Decision:
+        found = grounds.rows_of(data, held, self.policy.score.rows, self.seed, self._path())
+        if isinstance(found, Decision):
+            return found
+        self._know(found[0].x[:2])
+        return grounds.told(*found, self._outputs, loss_fn)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs now, in evaluation mode."""
+        return outputs(compile_architecture(self._live.arch, self._weights()), x)
 
     def _path(self) -> tuple[int | str, ...]:
         return "grower", self._decided
 
-    def _sight(self, ground: _Ground) -> Sight:
+    def _sight(self, ground: Ground) -> Sight:
         live = self._live
         group, family = self.optimizer.param_groups[0], "sgd" if isinstance(self.optimizer, torch.optim.SGD) else "adamw"
         rule = OPTIMIZERS.get(family)
@@ -199,10 +181,10 @@ class Grower:
             self._path(), ground.told, ground.sure, frozen,
         )
 
-    def _decide(self, ground: _Ground) -> Decision:
+    def _decide(self, ground: Ground) -> Decision:
         sight, self._ground = self._sight(ground), ground
         taken, parts, note, status = sight.choose()
-        said = {"note": f"{note}; {ground.note}", "step": self.taken, "status": status}
+        said = {"note": f"{note}; {ground.note}", "status": status}
         if taken is None:
             return self._note(Decision(False, **said))
         before = self.params
@@ -218,7 +200,7 @@ class Grower:
 
     def _note(self, decision: Decision) -> Decision:
         macs = self._live.arch.macs if self._live is not None else 0
-        decision = Decision(**{**asdict(decision), "params": self.params, "macs": macs})
+        decision = Decision(**{**asdict(decision), "params": self.params, "macs": macs, "step": self.taken})
         self._decided += 1
         self.history.append(decision)
         return decision
@@ -245,9 +227,9 @@ class Grower:
         torch.amp.GradScaler, through which all goes, or with which the user has scaled the loss.
 
         No targets are needed: rows are the inputs that passed through the model in the last steps, and what is known of the loss
-        is its gradient in the outputs, so any loss will do (reinforcement learning too) that is a mean over the rows. A quarter
+        is its derivatives in the outputs, so any loss will do (reinforcement learning too) that is a mean over the rows. A quarter
         of the rows, the latest, are those it is tested on. How far the loss falls is asked of a quadratic model of it, with
-        empirical curvature: that is coarser than `grow`, and gains are in the units of the loss.
+        the curvature that the loss's own graph has: coarser than `grow`, and gains are in the units of the loss.
         """
         if self._ear is None:
             raise UsageError("this Grower decides only when it is asked to", fix="say how often: Grower(..., every=200)")
@@ -277,29 +259,13 @@ class Grower:
     def _due(self) -> Decision:
         found = self._memory.all()
         self._memory.clear()
-        if self.budget.steps is not None and self.steps >= self.budget.steps:
-            return self._note(Decision(False, "out of steps", step=self.taken, note=f"all {self.budget.steps} edits of the budget are made"))
+        if self._spent_up:
+            return self._note(OUT)
         if found is None or len(found[0]) < FEWEST:
-            return self._note(self._too_few(0 if found is None else len(found[0])))
-        x, v, curvature = found
-        self._know(x[:2])
-        if not bool(v.isfinite().all()):
-            return self._note(Decision(False, "nonfinite", step=self.taken, note="the gradients heard are not finite"))
-        known = curvature is not None and float(curvature.abs().max()) > 0
-        bend = curvature if known else v.flatten(1).square()
-        fitted = len(x) - int(len(x) * HELD)
-        note = f"{fitted} rows of the last steps, tested on the {len(x) - fitted} latest"
-        note += "; the loss's curvature is not known, so that what is new begins silent" * (not known)
-        ground = self._about(x, v, lambda out: curvature_root(bend, v, out), fitted, known, note)
+            return self._note(grounds.too_few(0 if found is None else len(found[0])))
+        self._know(found[0][:2])
+        ground = grounds.heard(*found, self._outputs)
         return self._note(ground) if isinstance(ground, Decision) else self._decide(ground)
-
-    def _about(self, x: Tensor, v: Tensor, root: Callable[[Tensor], Tensor], fitted: int, sure: bool, note: str) -> _Ground | Decision:
-        """Derivatives heard as a loss about the present network's outputs; the first `fitted` rows are fitted on. root: outputs -> of the curvature."""
-        out = outputs(compile_architecture(self._live.arch, self._weights()), x)
-        if not bool(out.isfinite().all()):
-            return Decision(False, "nonfinite", step=self.taken, note="the model's outputs are not finite")
-        y = LocalQuadratic.recorded(v, out, root(out))
-        return _Ground(Fold(x[:fitted], y[:fitted]), Fold(x[fitted:], y[fitted:]), LocalQuadratic(), max(2, fitted // 8), note, False, sure)
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -315,17 +281,14 @@ class Grower:
         elif self._ground is None:
             raise UsageError("there are no rows to score on", fix="grower.score(loader, loss_fn)")
         else:
-            ground = self._ground
-            if not ground.told:
-                x, y = (torch.cat(ts) for ts in ((ground.train.x, ground.held.x), (ground.train.y, ground.held.y)))
-                ground = self._about(x, y[:, 0], lambda out: y[:, 2:], len(ground.train), ground.sure, ground.note)
+            ground = self._ground.again(self._outputs)
         if isinstance(ground, Decision):
             raise UsageError(f"these rows cannot be scored on: {ground.note}")
         sight, verify = self._sight(ground), self.policy.score.verify if verify is None else verify
         raced = sight.scored(price_first=False, tried=verify)
         return table(
             raced, sight.bench(raced.scored), top=top, verify=verify, alpha=self.policy.score.alpha, held_rows=len(ground.held),
-            losses=tuple(float(ground.loss.nats(outputs(compile_architecture(sight.arch, sight.weights), f.x), f.y)) for f in (ground.train, ground.held)),
+            losses=tuple(float(ground.loss.nats(self._outputs(f.x), f.y)) for f in (ground.train, ground.held)),
         )
 
     def export(self, form: str = "torchscript", path: str | os.PathLike = "model.pt", **options: Any) -> tuple[Path, float]:

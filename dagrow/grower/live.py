@@ -73,12 +73,20 @@ class Live:
             raise GraphError(f"the model no longer has {missing[0]!r}", fix="change the model through its Grower only")
         return {full: held[name] for full, name in self.names.items()}
 
+    @property
+    def packed(self) -> bool:
+        """Whether some tensor of the model is those of several nodes."""
+        return len(set(self.names.values())) < len(self.names)
+
     def weights(self) -> dict[str, Tensor]:
-        """Copies on the CPU, of single precision at least, to measure with."""
-        found = {}
+        """Copies on the CPU, of single precision at least, to measure with. GraphError where the model has been changed."""
+        found, shapes = {}, {**self.arch.params, **self.arch.buffers}
         for full, t in self.tensors().items():
             t = t.detach().to("cpu", copy=True)
             t = t.reshape(t.shape[self.leads.get(full, 0) :])
+            if tuple(t.shape) != tuple(shapes[full]):
+                message = f"{self.names[full]!r} is {list(t.shape)}, its Grower knows it as {list(shapes[full])}"
+                raise GraphError(message, fix="change the model through its Grower only, or make another Grower")
             found[full] = t.float() if t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) else t
         return found
 
