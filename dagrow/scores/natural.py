@@ -17,6 +17,7 @@ from dagrow.scores import REGISTRY, Block, Proposal, Scorer
 from dagrow.scores.aims import aim_at, giving_way, power
 from dagrow.scores.exact import best_units, exact_units
 from dagrow.scores.moments import FEW, main_directions, readers_of
+from dagrow.scores.placed import placed
 from dagrow.scores.screen import screen
 from dagrow.scores.units import Sources, linear_moments, proposal_of, sources_of
 
@@ -52,7 +53,7 @@ class Natural(Scorer):
         steps: int = pydantic.Field(40, ge=0, le=10_000, description="most gradient steps of the exact search")
 
     def screen(self, evidence: Evidence, sites: Sequence[Site]) -> Sequence[float]:
-        return screen(evidence, sites, self.options.ridge)
+        return placed(evidence, sites, screen(evidence, sites, self.options.ridge), self.options.ridge)
 
     def propose(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
         try:
