@@ -17,7 +17,7 @@ from dagrow.report.tables import printable
 
 PALETTE = ("#cfe2ff", "#d1e7dd", "#fff3cd", "#f8d7da", "#e2d9f3", "#ffe5d0", "#d2f4ea", "#fde2f3", "#e9ecef", "#dbe4c9")
 
-WIDTH = 140
+WIDTH, TOGETHER = 140, "\u00a0"  # a no-break space, where lines are not to be broken
 TOLD = {
     "input": "by the network's input", "output": "by its output", "no rule": "by ops without a rule", "opaque": "in modules kept as they are",
     "kernel": "of kernels",
@@ -63,7 +63,7 @@ class Described:
         a = self.axis
         homes: dict[str, list[str]] = {}
         for x in self.lives:
-            homes.setdefault(x.node, []).append(str(x).removeprefix(f"{x.node}."))
+            homes.setdefault(x.node, []).append(str(x).removeprefix(f"{x.node}.").replace(" ", TOGETHER))
         found = [("lives in", [f"{node}: {', '.join(spots)};" for node, spots in homes.items()]), ("written by", _nodes(a.writes)), ("read by", _nodes(a.reads)), ("followed by", _nodes(a.follows))]
         found += [("multiplied at", a.gates), ("contracted at", a.bilinear), ("mixed at", a.mixes)]
         rows = [f"{a.id}  {a.size} unit{'s' if a.size != 1 else ''}"]
@@ -73,7 +73,8 @@ class Described:
 
 
 def _wrapped(what: str, text: str) -> str:
-    return textwrap.fill(f"  {what:<13} {text}", WIDTH, subsequent_indent=" " * 16, break_long_words=False, break_on_hyphens=False)
+    filled = textwrap.fill(f"  {what:<13} {text}", WIDTH, subsequent_indent=" " * 16, break_long_words=False, break_on_hyphens=False)
+    return filled.replace(TOGETHER, " ")
 
 
 def _nodes(uses: Iterable) -> list[str]:
