@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagrow.graph.labels import Cells, _refine
+from dagrow.graph.labels import Cells, refine
 
 
 def axes(cells: Cells) -> list[int]:
@@ -165,4 +165,4 @@ def test_unify_at_once_is_unify_one_by_one(joins):
     ((8, 2), (8, 2), ([[8], [2]], [[8], [2]])),
 ])  # fmt: skip
 def test_refine(a, b, found):
-    assert _refine(a, b) == found
+    assert refine(a, b) == found

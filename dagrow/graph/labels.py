@@ -267,7 +267,7 @@ class Cells:
             if len(factor) == 1:
                 self.freeze(factor)
         factors = [f for f in factors if len(f) > 1]
-        radix = _refine(grid, [len(f) for f in factors])
+        radix = refine(grid, [len(f) for f in factors])
         if radix is None:
             return self._share_rows(cells)
         pieces = [p for f, sizes in zip(factors, radix[1], strict=True) for p in self.split(f, sizes)]
@@ -362,7 +362,7 @@ def _mix(events: np.ndarray) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def _refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
+def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
     """How each digit of two mixed radix systems (major first) splits into digits of their common refinement, or None."""
     marks = sorted({math.prod(s[k:]) for s in (a, b) for k in range(len(s) + 1)})
     if any(y % x for x, y in pairwise(marks)):

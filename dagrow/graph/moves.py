@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from dagrow.graph.labels import Label
+from dagrow.graph.labels import Label, refine
 from dagrow.graph.rules import base, broadcast, find, rule
 from dagrow.graph.trace import Labelled, Trace
 
@@ -46,9 +46,24 @@ def view(trace: Trace, outs, func, x, *args, **kwargs):
                 want, j = want * target[j], j + 1
         if j == len(target):
             i = len(source)
-        merged = x.labels[start] if i == start + 1 else trace.cells.merge(x.labels[start:i], source[start:i])
-        found += [merged] if j == first + 1 else trace.cells.split(merged, target[first:j])
+        found += _laid_out(trace, x.labels[start:i], source[start:i], target[first:j])
     return [tuple(found)]
+
+
+def _laid_out(trace: Trace, labels: tuple[Label, ...], source: tuple[int, ...], target: tuple[int, ...]) -> list[Label]:
+    """The labels of axes of sizes `source` laid out, row-major, on `target`."""
+    cells = trace.cells
+    # Digit by digit where both sides are made of the same: heads keep their units where they are counted together with rows.
+    digits = refine(source, target) if len(source) > 1 and len(target) > 1 and 1 not in (*source, *target) else None
+    if digits is None:
+        merged = labels[0] if len(source) == 1 else cells.merge(labels, source)
+        return [merged] if len(target) == 1 else cells.split(merged, target)
+    pieces = [p for label, sizes in zip(labels, digits[0], strict=True) for p in (cells.split(label, sizes) if len(sizes) > 1 else [label])]
+    made = []
+    for sizes in digits[1]:
+        made.append(pieces[0] if len(sizes) == 1 else cells.merge(pieces[: len(sizes)], sizes))
+        del pieces[: len(sizes)]
+    return made
 
 
 def _constant(trace: Trace, label: Label) -> bool:
@@ -151,7 +166,7 @@ def unfold(trace: Trace, outs, func, x, dim, size, step):
 
 
 @rule(
-    "select", "slice", "split", "split_with_sizes", "unbind", "flip", "roll", "narrow", "pixel_shuffle", "pixel_unshuffle",
+    "select", "slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "flip", "roll", "narrow", "pixel_shuffle", "pixel_unshuffle",
     "diagonal", "channel_shuffle", "repeat",
 )  # fmt: skip
 def move(trace: Trace, outs, func, x, *args, **kwargs):

@@ -272,7 +272,8 @@ def _major(table: Table, rows: int, old: Sequence[int]) -> Table:
     for a in table.axes:
         mine = np.where(laid >> 32 == a, laid, -1).max(2)
         # Of two axes side by side the last is that within the parts, also where these have one index.
-        last = laid.shape[1] == 1 and old[a] == 1 and len(table.axes) > 1 and bool((laid[:, 0, -1] >> 32 == a).all())
+        ends = [next((c for c in row[::-1] if c >= 0), -1) >> 32 for row in laid[:, 0].tolist()]
+        last = laid.shape[1] == 1 and old[a] == 1 and len(table.axes) > 1 and set(ends) == {a}
         if last or (mine != mine[:, :1]).any():
             kept[kept >> 32 == a] = -1
     counted = Counter(tuple(int(c) >> 32 for c in row if c >= 0) for row in kept.tolist())
