@@ -487,3 +487,22 @@ def test_the_page_on_edits_tells_all_of_them():
         edit = REGISTRY.get(name)
         *_, undone, options, _ = (set(cell.replace("`", "").replace(" ", "").split(",")) - {""} for cell in row.split("|"))
         assert undone == set(edit.undone_by) and options == set(edit.Options.model_fields) - {"where"}, name
+
+
+def test_a_linear_layer_put_in_is_folded_away_to_the_bit():
+    """The identity times a weight is the weight."""
+    for name in ("mlp", "residual", "tokens"):
+        arch, weights = NETWORKS[name], weights_for(NETWORKS[name])
+        edit = REGISTRY.get("insert")
+        for _, options, site in sites_of(arch, "insert", act="none"):
+            reader = site.detail[1]
+            begin = site.form.begin(evidence_for(arch, rows=4, weights=weights).train, (0,))
+            fold = REGISTRY.get("fold")
+            back = next((s for s in fold.match(site.form.frame, fold.Options()) if s.where == f"more1.in + {reader}"), None)
+            if len(arch.consumers[site.where]) > 1 or back is None:
+                continue
+            folded = made(site.form.frame, {**weights, **begin}, fold, fold.Options(), back, Proposal())
+            assert folded.arch == arch and all(torch.equal(folded.full[n], w) for n, w in weights.items()), (edit, options)
+            break
+        else:
+            raise AssertionError(name)

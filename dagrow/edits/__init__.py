@@ -41,12 +41,14 @@ class Remark(NamedTuple):
 class Edit:
     """What every edit provides.
 
-    undone_by: the edits that take it back, to the same architecture and the same bits; none for what only makes a network
+    preserves: whether the network computes at the start what it did (at amplitude 0, where there is one); None: at some sites,
+    which the rewrite tells (Rewrite.keeps). undone_by: the edits that take it back, to the same architecture and the same bits; none for what only makes a network
     smaller or exchanges one thing for another. examples: options the contract tests try, beside the defaults.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[EditOptions]]
+    preserves: ClassVar[bool | None] = None
     undone_by: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 

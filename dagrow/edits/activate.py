@@ -17,6 +17,8 @@ from dagrow.scores import Proposal
 class Activate(Edit):
     """Puts another activation in the place of one: the function changes at once, so each takes a trial."""
 
+    preserves = False
+
     class Options(EditOptions):
         """`where` is matched against the activation's name."""
 

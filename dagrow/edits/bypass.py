@@ -19,6 +19,8 @@ class Bypass(Edit):
     What that costs is measured by running the network without it: nothing where the layer does nothing.
     """
 
+    preserves = False
+
     class Options(EditOptions):
         """`where` is matched against the layer's name."""
 

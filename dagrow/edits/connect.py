@@ -26,6 +26,7 @@ class Connect(Edit):
     vectors behind their mean over all places.
     """
 
+    preserves = True
     undone_by = ("remove",)
 
     examples = ({"adapt": True},)

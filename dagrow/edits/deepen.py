@@ -36,6 +36,7 @@ class Deepen(Edit):
     `op`: dense is a linear map or a convolution; depthwise, for maps, looks at one unit at a time between two maps of kernel 1.
     """
 
+    preserves = True
     undone_by = ("remove",)
     examples = ({"act": ("tanh", "gelu"), "kernel": (1, 3)}, {"op": ("depthwise",), "act": "tanh"})
 

@@ -40,6 +40,7 @@ class Fold(Edit):
     linear after linear, for vectors and tokens; a convolution before or after one of kernel 1. Only what gets smaller is folded.
     """
 
+    preserves = True
     examples = ({"norms": True},)
 
     class Options(EditOptions):

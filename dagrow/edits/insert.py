@@ -20,6 +20,7 @@ from dagrow.measure.layout import last, width
 from dagrow.measure.sites import Site, Swap
 from dagrow.scores import Proposal
 
+NONE = "none"
 # What these make is never negative, and what those do to it leaves it so.
 RECTIFIED = ("relu", "relu6", "sigmoid", "softplus", "hardsigmoid")
 KEEPING = ("max_pool", "avg_pool", "global_avg_pool", "global_max_pool", "flatten", "identity", "dropout", "add", "concat", "mean", "reshape", "permute")
@@ -30,23 +31,24 @@ class Insert(Edit):
     """A layer in series, started so that the function stays (Net2DeeperNet; Chen, Goodfellow, Shlens 2016).
 
     Behind values that are never negative, the identity and a relu; elsewhere, or with another `act`, a residual branch
-    x + W2 act(W1 x), its W2 zero. Pointed by derivatives where there are any, else left to a trial.
+    x + W2 act(W1 x), its W2 zero; with `act: none` the identity alone. Pointed by derivatives where there are any, else left to a trial.
     """
 
+    preserves = True
     undone_by = ("bypass", "remove")
-    examples = ({"act": ("relu", "tanh"), "kernel": 1},)
+    examples = ({"act": ("relu", "tanh", "none"), "kernel": 1},)
 
     class Options(EditOptions):
         """`where` is matched against the node that the layer comes after."""
 
-        act: tuple[str, ...] | str = pydantic.Field("relu", description="activation of the new layer; a list offers each")
+        act: tuple[str, ...] | str = pydantic.Field("relu", description="activation of the new layer, or none: then it is linear; a list offers each")
         kernel: Count = pydantic.Field(3, description="kernel of a new convolution (odd)")
 
         @pydantic.field_validator("act")
         @classmethod
         def _activations(cls, value):
             for name in (value,) if isinstance(value, str) else value:
-                if name not in ops.REGISTRY or ops.REGISTRY.get(name).role != "activation":
+                if name != NONE and (name not in ops.REGISTRY or ops.REGISTRY.get(name).role != "activation"):
                     raise ValueError(f"{name!r} is not an activation")
             return value
 
@@ -78,7 +80,7 @@ class Insert(Edit):
     @staticmethod
     def undo(arch: Architecture, site: Site, proposal: Proposal, weights: Mapping[str, Tensor]) -> tuple[str, str, Proposal] | None:
         _, new = _built(arch, *site.detail)
-        return ("bypass", f"{new[0]} .. {new[1]}", Proposal(units=1)) if len(new) == 2 else ("remove", new[2], Proposal())
+        return ("remove", new[2], Proposal()) if len(new) > 2 else ("bypass", " .. ".join(new), Proposal(units=1))
 
 
 def _built(arch: Architecture, after: str, reader: str, act: str, kernel: int) -> tuple[Architecture, tuple[str, ...]]:
@@ -86,8 +88,10 @@ def _built(arch: Architecture, after: str, reader: str, act: str, kernel: int) -
     name, shape, node = fresh_name(arch, "more"), arch.shapes[after], arch.nodes[reader]
     tokens, units = last(node, shape), width(shape, node)
     inner = affine(shape, after, units, kernel=kernel, tokens=tokens)
-    made = {f"{name}.in": inner, f"{name}.act": Node.of(act, f"{name}.in")}
-    if not (act == "relu" and _rectified(arch, after)):
+    made = {f"{name}.in": inner}
+    if act != NONE:
+        made[f"{name}.act"] = Node.of(act, f"{name}.in")
+    if act != NONE and not (act == "relu" and _rectified(arch, after)):
         made[f"{name}.out"] = affine(shape, f"{name}.act", units, bias=False, tokens=tokens)
         made[f"{name}.sum"] = Node.of("add", after, f"{name}.out")
     end = list(made)[-1]

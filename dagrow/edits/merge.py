@@ -26,6 +26,7 @@ class Merge(Edit):
     Nothing is lost where one unit is a multiple of another, as clones are.
     """
 
+    preserves = False
     examples = ({"units": 2},)
 
     class Options(EditOptions):

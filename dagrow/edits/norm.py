@@ -24,6 +24,8 @@ class Norm(Edit):
     so to first order there is nothing to gain: a trial shows whether training goes better.
     """
 
+    preserves = True
+
     class Options(EditOptions):
         """`where` is matched against the affine node's name."""
 

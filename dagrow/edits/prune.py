@@ -30,6 +30,7 @@ class Prune(Edit):
     layers, those make up for the loss by least squares; elsewhere the units are left out one by one and the network is run.
     """
 
+    preserves = False
     examples = ({"units": (1, 2)},)
 
     class Options(EditOptions):

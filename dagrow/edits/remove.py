@@ -21,6 +21,8 @@ class Remove(Edit):
     Or one of the tensors that a concat joins: what that costs is measured by running the network without it.
     """
 
+    preserves = False
+
     class Options(EditOptions):
         """`where` is matched against the branch's last node."""
 

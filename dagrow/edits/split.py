@@ -26,6 +26,7 @@ class Split(Edit):
     attention, of which one side is divided. Units that are normalised together cannot share; `widen` has other ways there.
     """
 
+    preserves = True
     undone_by = ("merge",)
     examples = ({"units": 2, "uneven": 0.25},)
 

@@ -27,6 +27,7 @@ class Upcycle(Edit):
     Komatsuzaki et al. 2023. For vectors and tokens. The router starts at random: which experts see what tells the copies apart.
     """
 
+    preserves = True
     undone_by = ("condense",)
     examples = ({"experts": 2, "top": 2},)
 
@@ -59,6 +60,8 @@ class Upcycle(Edit):
 @REGISTRY.register("condense")
 class Condense(Edit):
     """Replaces a mixture of experts by one feed-forward layer, the mean of its experts: nothing is lost where they are the same."""
+
+    preserves = False
 
     class Options(EditOptions):
         """`where` is matched against the mixture's name."""

@@ -145,6 +145,10 @@ def test_preservation_as_claimed(kind, arch):
     for part, weights in proposed(arch, kind):
         made = done(arch, part, weights)
         rewrite = part.edit.rewrite(arch, part.site, part.proposal)
+        if part.edit.preserves:
+            close(run(made.arch, made.weights(0.0) if part.site.form.grows else made.full, x), run(arch, weights, x), 1e-10)
+        elif part.edit.preserves is False:
+            assert not rewrite.keeps
         if part.site.form.settles:
             # What the rewrite itself keeps it keeps, from whatever the weights are; a trial starts there.
             if rewrite.keeps:
