@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagrow.compiler import compile_architecture
 from dagrow.errors import DagrowError, nearest
 from dagrow.graph import Architecture
-from dagrow.importing.building import CLOSE, Builder, Names
+from dagrow.importing.building import Builder, Names
+from dagrow.importing.comparing import compare, run, some
 from dagrow.importing.errors import ImportingError, Unfit, located
 from dagrow.importing.lowering import Lowering
 from dagrow.importing.result import Imported
 from dagrow.importing.tracing import Tracer
-from dagrow.importing.values import ROWS, Held, equal
+from dagrow.importing.values import ROWS, Held
 
 __all__ = ["Imported", "ImportingError", "from_torch"]
 
@@ -37,8 +37,8 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
     """
     inputs = _inputs(model, example_input, opaque)
     with _left_alone(model):
-        _run(model, inputs)
-        runs = [tuple(_rows(x, count) for x in inputs) for count in ROWS]
+        run(model, inputs)
+        runs = [tuple(some(x, count) for x in inputs) for count in ROWS]
         first = _followed(model, inputs, runs, opaque, None)
         trained = _followed(model, inputs, runs, opaque, None, training=True)
         if trained.ended.nodes != first.ended.nodes:
@@ -46,8 +46,7 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
         if any(trained.dropouts) or any(first.dropouts):
             first = _followed(model, inputs, runs, opaque, trained.dropouts)
         made = _imported(model, first)
-        _compare(model, made, inputs, runs)
-        _alone(model, inputs)
+        compare(model, made, inputs)
     return made
 
 
@@ -61,6 +60,8 @@ class _Followed(Lowering):
 def _inputs(model: nn.Module, example: Any, opaque: Collection) -> list[Tensor]:
     if not isinstance(model, nn.Module):
         raise ImportingError(f"a {type(model).__name__} is no nn.Module")
+    if hasattr(model, "_orig_mod"):
+        raise ImportingError("torch.compile has been applied to the model", fix="import the model as it was before: model._orig_mod")
     if isinstance(model, torch.jit.ScriptModule):
         raise ImportingError("a TorchScript module has no Python to follow", fix="import the module that it was made of")
     if isinstance(example, Mapping):
@@ -95,24 +96,6 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
                 m.training = modes.get(m, model.training)
 
 
-def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """What the model makes of copies of the inputs."""
-    try:
-        with torch.no_grad():
-            return model(*(x.clone() for x in inputs))
-    except DagrowError:
-        raise
-    except Exception as error:  # noqa: BLE001  whatever the user's code raises
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        given = ", ".join(str(list(x.shape)) for x in inputs)
-        raise located(ImportingError(f"the model fails on the example input {given}: {type(error).__name__}: {text}"), error) from None
-
-
-def _rows(x: Tensor, count: int) -> Tensor:
-    """So many rows, made of the example's."""
-    return x[torch.arange(count, device=x.device) % x.shape[0]].clone()
-
-
 def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque: Collection, plan: list[float] | None, training: bool = False) -> _Followed:
     """The model's forward, lowered; training: as far as the user's own code looks at its mode."""
     names = _input_names(model, len(inputs))
@@ -124,7 +107,8 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
         held = [build.input(name, (runs[0][k], runs[1][k])) for k, name in enumerate(names)]
         for path, module in model.named_modules():
             module.training = training and not work.leaf(path, module)
-        outputs = tracer.follow(model, held)
+        with torch.enable_grad():
+            outputs = tracer.follow(model, held)
     except ImportingError as error:
         if training:
             error = ImportingError(f"in training mode, {error.message}", fix=error.fix, place=error.place).with_traceback(error.__traceback__)
@@ -170,7 +154,7 @@ def _input_names(model: nn.Module, count: int) -> list[str]:
 def _ends(work: _Followed, outputs: Any) -> tuple[str, ...]:
     """The nodes that make the model's outputs."""
     found = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    made = []
+    work.build.path, made = "", []
     for value in found:
         if not isinstance(value, Held):
             kind = "mapping" if isinstance(value, dict) else type(value).__name__
@@ -212,43 +196,3 @@ def _imported(model: nn.Module, work: _Followed) -> Imported:
         frozenset(full for full, name in held.items() if isinstance(every.get(name), nn.Parameter) and not every[name].requires_grad),
         shared, ended.leads, {name: every[name].detach().clone() for name in state if name in every and name not in used},
     )
-
-
-def _alone(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """A row's outputs may not depend on the other rows."""
-    some, all_ = (_run(model, tuple(_rows(x, count) for x in inputs)) for count in (2, 5))
-    for a, b in zip(*([t] if isinstance(t, Tensor) else list(t) for t in (some, all_)), strict=True):
-        if a.is_floating_point() and not torch.allclose(a, b[:2], rtol=1e-3, atol=1e-3 * (1 + float(b.abs().nan_to_num().max())), equal_nan=True):
-            raise ImportingError(
-                "in evaluation mode what the model gives for a row depends on the other rows of the batch",
-                fix="put the batch first in the example input, and in the model; a batch norm has to keep running statistics",
-            )
-
-
-def _compare(model: nn.Module, made: Imported, inputs: Sequence[Tensor], runs: Sequence) -> None:
-    """The network against the model, on other numbers of rows, too."""
-    network = compile_architecture(made.arch, made.weights).eval()
-    for rows in (tuple(inputs), *runs, tuple(_rows(x, 1) for x in inputs), tuple(_rows(x, 5) for x in inputs)):
-        try:
-            wanted = _run(model, rows)
-        except ImportingError:
-            if rows[0].shape[0] == 1:
-                continue  # some models need more than one
-            raise
-        try:
-            with torch.no_grad():
-                found = network(*(x.clone() for x in rows))
-        except RuntimeError as error:
-            text = str(error).splitlines()[0]
-            raise ImportingError(f"the network imported does not run on {rows[0].shape[0]} rows: {text}", fix="keep a part of the model whole with opaque=[…]") from None
-        pairs: list[tuple[Tensor, Tensor]] = []
-        wanted, found = ([t] if isinstance(t, Tensor) else list(t) for t in (wanted, found))
-        pairs = list(zip(wanted, found, strict=True))
-        near = bool(made.differs)
-        for a, b in pairs:
-            if not equal(a, b) and not (near and a.shape == b.shape and torch.allclose(a, b, rtol=CLOSE, atol=CLOSE)):
-                raise ImportingError(
-                    f"the network imported does not give the model's outputs on {rows[0].shape[0]} rows",
-                    fix="does forward write into a tensor while another view of it is in use, or depend on the number of rows? "
-                    "Keep that module whole with opaque=[…]",
-                )

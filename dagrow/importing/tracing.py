@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dagrow.importing.errors import ImportingError, Unfit
-from dagrow.importing.values import Held, Leaf, Rows, in_run, mapped, sized
+from dagrow.importing.values import ROWS, Held, Leaf, Rows, in_run, mapped, sized
 
 AS_THEY_ARE = "dagrow follows one path for all inputs: choose by torch.where, or keep the module whole with opaque=[{path!r}]"
 KNOWN = ("dtype", "device", "layout", "is_cuda", "requires_grad", "itemsize", "names", "is_sparse", "is_quantized", "is_meta", "grad", "grad_fn", "is_leaf")
@@ -168,6 +168,7 @@ class Tracer(fx.Tracer):
             place = next((a for a in (*args, *kwargs.values()) if isinstance(a, Stand)), None)
             if place is None:
                 return forward(*args, **kwargs)
+            self._graded()
             made = self._standing(lambda: self.listener.layer(path, m, self._held(args), self._held(kwargs)))
             return self.written(place, made) if getattr(m, "inplace", False) and isinstance(made, Stand) else made
         finally:
@@ -195,9 +196,14 @@ class Tracer(fx.Tracer):
         """A function of tensors, one of them at least a stand-in."""
         if kwargs.get("out") is not None:
             raise ImportingError(f"{name}(…, out=…) writes into a tensor", fix="use what it returns")
+        self._graded()
         inplace = kwargs.get("inplace") is True or (name.endswith("_") and not name.startswith("_"))
         made = self._standing(lambda: self.listener.function(self.path, name.removesuffix("_"), function, self._held(args), self._held(kwargs)))
         return self.written(args[0], made) if inplace and args and isinstance(args[0], Stand) else made
+
+    def _graded(self) -> None:
+        if not torch.is_grad_enabled():
+            raise ImportingError("it computes without gradients (torch.no_grad)", fix=f"use detach(), or keep the module whole: opaque=[{self.path!r}]")
 
     def written(self, stand: Stand, made: Stand) -> Stand:
         """`stand` has been overwritten with what was made."""
@@ -234,8 +240,14 @@ def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
 
     made = []
     for run in (0, 1):
-        with torch.no_grad():
-            made.append(function(*mapped(args, lambda v, run=run: given(v, run)), **mapped(dict(kwargs), lambda v, run=run: given(v, run))))
+        try:
+            with torch.no_grad():
+                made.append(function(*mapped(args, lambda v, run=run: given(v, run)), **mapped(dict(kwargs), lambda v, run=run: given(v, run))))
+        except (RuntimeError, ValueError, IndexError) as error:
+            if not run:
+                raise
+            fix = "where forward makes a tensor of as many rows as the batch has, make it of the batch: x.new_zeros(…), torch.zeros_like(x)"
+            raise ImportingError(f"it works with {ROWS[0]} rows, not with {ROWS[1]}: {str(error).splitlines()[0]}", fix=fix) from error
     return paired(*made)
 
 
