@@ -152,6 +152,53 @@ def test_weights_that_are_flattened_are_still_read_and_written(raw):
         assert [(u.param, u.axis) for u in axis.writes] == [("op.first", k)] and [(u.param, u.axis) for u in axis.reads] == [("op.second", k + 1)]
 
 
+class Computed(nn.Module):
+    """A linear map whose weight is worked out of parameters; None in their shapes is the fan-in."""
+
+    def __init__(self, fan_in, weight, *shapes):
+        super().__init__()
+        self.weight, self.parts = weight, nn.ParameterDict({f"p{k}": torch.randn([n or fan_in for n in s]) for k, s in enumerate(shapes)})
+
+    def forward(self, x):
+        return F.linear(x, self.weight(*self.parts.values()))
+
+
+WEIGHTS = {
+    "low rank added": (lambda w, b, a: w + b @ a, [(5, None), (5, 2), (2, None)], {"0", "2"}, True),
+    "low rank": (lambda b, a: b @ a, [(5, 2), (2, None)], {"1"}, True), "squashed": (lambda w: 2 * w.tanh() / 3, [(5, None)], {"0"}, True),
+    "scaled": (lambda g, w: g * w, [(5, 1), (5, None)], {"1"}, True), "positive": (lambda w: w.exp(), [(5, None)], {"0"}, False),
+    "softmax": (lambda w: w.softmax(1), [(5, None)], {"0"}, False), "normalised": (lambda w: w / w.norm(dim=1, keepdim=True), [(5, None)], {"0"}, False),
+}  # fmt: skip
+
+
+class Worked(ops.Op):
+    """A linear map with a weight of WEIGHTS."""
+
+    class Options(Options):
+        what: str
+
+    @staticmethod
+    def build(attrs, shape):
+        weight, shapes, *_ = WEIGHTS[attrs.what]
+        return Computed(shape[0], weight, *shapes)
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_weights_worked_out_of_others(what):
+    ops.REGISTRY.register("test_worked")(Worked)
+    try:
+        arch = Architecture({
+            "x": of("input", shape=(4,)), "stem": of("linear", "x", width=6), "act": of("sigmoid", "stem"),
+            "op": of("test_worked", "act", what=what), "y": of("linear", "op", width=3),
+        })  # fmt: skip
+        _, _, reads, kept = WEIGHTS[what]
+        assert {u.param.removeprefix("op.parts.p") for u in arch.axes["stem"].reads} == reads
+        oracles.permuting_keeps_the_function(arch, "stem")
+        assert oracles.widening_keeps_the_function(arch, "stem") == kept
+    finally:
+        ops.REGISTRY._classes.pop("test_worked")
+
+
 def test_a_scale_that_follows_the_width_changes_the_function(raw):
     def attend(q, k, v, **scale):
         return F.scaled_dot_product_attention(*(x.unflatten(2, (2, -1)).transpose(1, 2) for x in (q, k, v)), **scale).transpose(1, 2).flatten(2)

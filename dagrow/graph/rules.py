@@ -59,10 +59,38 @@ def pointwise(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ..
     tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Labelled)]
     labels = [broadcast(trace, tensors, k, n, len(shape)) for k, n in enumerate(shape)]
     moving = [x for x in tensors if not x.leaf and x.labels]
+    if tensors and not moving and all(x.leaf for x in tensors) and not _nothing_of_nothing(func, args, kwargs):
+        # A weight worked out of parameters that is something where they are zero.
+        for label in labels:
+            trace.mark("mixes", label)
     if len(moving) > 1 and base(func) not in LINEAR:
         for label in labels:
             trace.mark("gates", label)
     return [tuple(labels)] * len(outs)
+
+
+def _nothing_of_nothing(func, args, kwargs) -> bool:
+    """Whether an elementwise op makes zero where its tensors are: all of them, or the first, as in a quotient."""
+    for others in (0.0, 1.0):
+        values = iter([0.0])
+        given, named = (_filled(part, values, others) for part in (args, kwargs))
+        try:
+            made = func(*given, **named)
+        except (RuntimeError, TypeError):
+            return False
+        made = made[0] if isinstance(made, (tuple, list)) else made
+        if not made.to(torch.float32).any():
+            return True
+    return False
+
+
+def _filled(value, values, others: float):
+    """With a number in the place of each tensor."""
+    if isinstance(value, Labelled):
+        return torch.full((1,) * len(value.shape), next(values, others), device="cpu")
+    if isinstance(value, dict):
+        return {k: _filled(v, values, others) for k, v in value.items()}
+    return [_filled(v, values, others) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def broadcast(trace: Trace, tensors: list[Labelled], k: int, size: int, dims: int) -> Label:
@@ -95,7 +123,7 @@ def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...
         for letter, n, label in zip(term, x.shape, x.labels, strict=True):
             sizes[letter] = n
             holders.setdefault(letter, []).append((x, label))
-    leaf = any(x.leaf for _, x in factors)
+    leaf, computed = any(x.leaf for _, x in factors), all(x.leaf for _, x in factors)
     labels: dict[str, Label] = {}
     for letter, held in holders.items():
         first, *others = [label for _, label in held]
@@ -103,12 +131,14 @@ def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...
             trace.cells.unify(first, other)
         labels[letter] = None if any(label is None for _, label in held) else first
         contracted = letter not in made
-        for x, label in held:
-            if x.leaf:
-                trace.mark_slots("reads" if contracted else "writes", label, x)
+        for k, (x, label) in enumerate(held):
+            # Where a weight is worked out of others, what surviving letters are shows where it is used; of two sides that are
+            # contracted one writes, so that not both are zero.
+            if x.leaf and (contracted or not computed):
+                trace.mark_slots("reads" if contracted and not (computed and k) else "writes", label, x)
         if contracted and not leaf:
             trace.mark("bilinear", labels[letter])
-    trace.count(math.prod(sizes.values()), all(x.leaf for _, x in factors))
+    trace.count(math.prod(sizes.values()), computed)
     result = tuple(labels[letter] for letter in made)
     if extra is not None:
         result = tuple(

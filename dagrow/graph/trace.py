@@ -294,6 +294,9 @@ class Trace:
                 self.mark(kind, label[events == event], *self._slots[event])
             else:
                 self._mark_parts(kind, label[events == event], x)
+        if len(x.held) > 1:
+            # Of several parameters: all of them.
+            self._mark_parts(kind, label, x)
 
     def _mark_parts(self, kind: str, label: np.ndarray, x: Labelled) -> None:
         cells = self.cells
