@@ -1,161 +1,21 @@
-"""Cells: the labels that say which unit an index of an axis belongs to.
+"""Labels: which cell each index of an axis of a tensor is, and what laying axes out on one another does to them.
 
-A label of one axis of one tensor is an int64 array with one cell per index, or None where every index is frozen.
-A cell is 0 (frozen: batch, space, what is not understood), an atom (one unit; a class of a union-find), or a product
-of atoms, major to minor (a flattened or grouped index that belongs to several units at once). An index goes when any
-of its atoms goes.
+A label is an int64 array with one cell per index, or None where every index is frozen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-Label = np.ndarray | None
-FROZEN = 0
+from dagrow.graph.cells import FROZEN, Label, Units
 
 
-class Cells:
-    """Union-find over atoms, products of atoms, and the birth (event, place) of each atom."""
-
-    def __init__(self) -> None:
-        self._up = np.arange(4096)
-        self._event = np.full(4096, -1)
-        self._place = np.zeros(4096, np.int64)
-        self._composite = np.zeros(4096, bool)
-        self._scratch = np.zeros(4096, np.int64)
-        self._used = 1
-        self.events = 0
-        self.parts: dict[int, tuple[int, ...]] = {}
-        self._products: dict[tuple[int, ...], int] = {}
-
-    def _take(self, count: int) -> int:
-        first, self._used = self._used, self._used + count
-        size = len(self._up)
-        if self._used > size:
-            more = max(size, self._used - size)
-            self._up = np.concatenate([self._up, np.arange(size, size + more)])
-            self._event = np.concatenate([self._event, np.full(more, -1)])
-            self._place = np.concatenate([self._place, np.zeros(more, np.int64)])
-            self._composite = np.concatenate([self._composite, np.zeros(more, bool)])
-            self._scratch = np.zeros(size + more, np.int64)
-        return first
-
-    def fresh(self, count: int) -> np.ndarray:
-        """`count` new atoms, born together."""
-        first = self._take(count)
-        self._event[first : self._used] = self.events
-        self._place[first : self._used] = np.arange(count)
-        self.events += 1
-        return np.arange(first, self._used)
-
-    def event(self, label: np.ndarray) -> np.ndarray:
-        """The birth event of each raw (not yet found) atom; -1 for products and frozen cells."""
-        return self._event[label]
-
-    def composite(self, label: np.ndarray) -> np.ndarray:
-        """Which of these (found) cells are products."""
-        return self._composite[label]
-
-    def _roots(self, label: np.ndarray) -> np.ndarray:
-        root = self._up[label]
-        while True:
-            above = self._up[root]
-            if (above == root).all():
-                return root
-            root = above
-
-    def find(self, label: np.ndarray) -> np.ndarray:
-        """The same cells by their one name: equal cells have equal names."""
-        root = self._roots(label)
-        self._up[label] = root
-        many = self._composite[root]
-        if many.any():
-            for cell in np.unique(root[many]).tolist():
-                root[root == cell] = self._product(self.atoms(cell))
-        return root
-
-    def atoms(self, cell: int) -> tuple[int, ...]:
-        """The distinct atoms of a cell, major to minor; none for a frozen one."""
-        up = self._up
-        while up[cell] != cell:
-            cell = int(up[cell])
-        if cell == FROZEN:
-            return ()
-        if not self._composite[cell]:
-            return (cell,)
-        return tuple(dict.fromkeys(a for part in self.parts[cell] for a in self.atoms(part)))
-
-    def _product(self, atoms: tuple[int, ...]) -> int:
-        if not atoms:
-            return FROZEN
-        if len(atoms) == 1:
-            return atoms[0]
-        known = self._products.get(atoms)
-        if known is None:
-            known = self._products[atoms] = self._take(1)
-            self.parts[known] = atoms
-            self._composite[known] = True
-        return known
-
-    def product(self, cells: Iterable[int]) -> int:
-        """The cell that belongs to all units of these."""
-        return self._product(tuple(dict.fromkeys(a for c in cells for a in self.atoms(c))))
-
-    def freeze(self, label: Label) -> None:
-        """Fixes these cells for good."""
-        if label is None or not len(label):
-            return
-        root = self._roots(label)
-        many = self._composite[root]
-        if many.any():
-            for cell in np.unique(root[many]).tolist():
-                self._up[list(self.atoms(cell))] = FROZEN
-        self._up[root[~many]] = FROZEN
-
-    def unify(self, a: Label, b: Label) -> None:
-        """Index by index, the two become the same cell."""
-        if a is None or b is None:
-            self.freeze(b if a is None else a)
-            return
-        if a is b:
-            return
-        a, b = self.find(a), self.find(b)
-        differ = a != b
-        if not differ.any():
-            return
-        low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
-        if not (self._composite[low].any() or self._composite[high].any()):
-            # At once, where every higher root goes to one lower root and none of these goes on.
-            place = np.arange(len(high))
-            self._scratch[high] = place
-            once = (self._scratch[high] == place).all()
-            self._scratch[low] = -1
-            if once and (self._scratch[high] >= 0).all():
-                self._up[high] = low
-                return
-        for x, y in dict.fromkeys(zip(low.tolist(), high.tolist(), strict=True)):
-            self._union(x, y)
-
-    def _union(self, a: int, b: int) -> None:
-        few, many = self.atoms(a), self.atoms(b)
-        # x*s = x*t leaves s = t, and x = x*s leaves s fixed.
-        shared = set(few) & set(many)
-        few, many = [x for x in few if x not in shared], [x for x in many if x not in shared]
-        if len(few) > len(many):
-            few, many = many, few
-        if len(few) == len(many):
-            for x, y in zip(few, many, strict=True):
-                self._up[max(x, y)] = min(x, y)
-        elif len(few) == 1:
-            # An atom turns out to be a product. Its births join the signature of the parts when axes are numbered.
-            self.parts[few[0]] = tuple(many)
-            self._composite[few[0]] = True
-        else:
-            self._up[few + many] = FROZEN
+class Cells(Units):
+    """Units, and what becomes of their labels where axes are merged, split or cut."""
 
     def merge(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
         """The label of the axes flattened into one, the first slowest."""
@@ -300,66 +160,6 @@ class Cells:
                 return None
             factors.append(laid[:, 0].copy())
         return factors
-
-    def freeze_unborn(self, cells: np.ndarray, events: Iterable[int]) -> None:
-        """Freezes those of the atoms that are the same as none other, or have no part in any born in `events`."""
-        born = self._event[: self._used] >= 0
-        slots = np.flatnonzero(born & np.isin(self._event[: self._used], list(events)))
-        known = {a for cell in np.unique(self._roots(slots)).tolist() for a in self.atoms(cell)}
-        born[cells] = False
-        others = set(self._roots(np.flatnonzero(born)).tolist())
-        for cell in np.unique(self._roots(cells)).tolist():
-            self._up[[a for a in self.atoms(cell) if a not in known or (a == cell and a not in others)]] = FROZEN
-
-    def number(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """(axis of each atom or -1, its ordinal there, sizes of the axes), axes and ordinals in order of birth.
-
-        Atoms with the same set of birth events form one axis.
-        """
-        every = np.arange(self._used)
-        root = self._roots(every)
-        self._up[: self._used] = root
-        event, place, composite = self._event[: self._used], self._place[: self._used], self._composite[: self._used]
-        born = (event >= 0) & (root != FROZEN) & ~composite[root]
-        r, e = root[born], event[born]
-        pairs = [r * self.events + e]
-        for cell in [c for c in self.parts if event[c] >= 0]:
-            # The births of an atom that became a product: they join the signature of its parts, never the order.
-            events = np.unique(event[(root == cell) & (event >= 0)])
-            pairs += [np.int64(x) * self.events + events for x in self.atoms(cell)]
-        owner, births = np.divmod(_distinct(np.concatenate(pairs)), max(1, self.events))
-        signature = np.zeros(self._used, np.uint64)
-        np.add.at(signature, owner, _mix(births))
-        first = np.full(self._used, np.iinfo(np.int64).max)
-        np.minimum.at(first, r, e * 2**32 + place[born])
-        units = _distinct(r)
-        units = units[np.argsort(first[units], kind="stable")]
-        _, start, group = np.unique(signature[units], return_index=True, return_inverse=True)
-        rank = np.empty(len(start), np.int64)
-        rank[np.argsort(start)] = np.arange(len(start))
-        axis, ordinal = np.full(self._used, -1), np.full(self._used, -1)
-        axis[units] = rank[group]
-        sizes = []
-        for k in range(len(start)):
-            members = units[axis[units] == k]
-            ordinal[members] = np.arange(len(members))
-            sizes.append(len(members))
-        return axis, ordinal, sizes
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """Sorted, each once; np.unique is ten times slower on millions of integers."""
-    values = np.sort(values)
-    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
-
-
-def _mix(events: np.ndarray) -> np.ndarray:
-    """Well spread 64-bit codes (splitmix64), so that sums of them tell sets of events apart."""
-    with np.errstate(over="ignore"):
-        z = (events.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
 
 
 def refine(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
