@@ -11,9 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import dagrow
+from dagrow.compiler import compile_architecture
 from dagrow.errors import BudgetError, DagrowError, RunError, UnknownName, UsageError
-from dagrow.grower import growing
+from dagrow.graph import Architecture, Node
+from dagrow.grower import carrying, growing
+from dagrow.grower.live import Live
 from dagrow.grower.wiring import Rewired
+from dagrow.importing import Imported
 from dagrow.trials import Bench
 
 SCORE = {"rows": 512, "verify": 2, "by": {"natural": {"starts": 8, "steps": 10}}}
@@ -54,6 +58,21 @@ class Maps(nn.Module):
         x = torch.relu(self.norm1(self.conv1(x)))
         x = torch.relu(x + self.norm2(self.conv2(x)))
         return self.head(self.drop(x.mean((2, 3))))
+
+
+class Tokens(nn.Module):
+    """With parameters and buffers of its own, one with a leading 1, and a module that is kept whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.place = nn.Linear(8, 6), nn.Parameter(torch.randn(1, 8, 6) / 10)
+        self.attend, self.norm, self.head = nn.MultiheadAttention(6, 2, batch_first=True), nn.LayerNorm(6), nn.Linear(6, 10)
+        self.register_buffer("mask", torch.linspace(0.5, 1, 6))
+
+    def forward(self, x):
+        h = (self.embed(x.view(-1, 8, 8)) + self.place) * self.mask
+        h = self.norm(h + self.attend(h, h, h, need_weights=False)[0])
+        return self.head(h.mean(1))
 
 
 def trained(model, optimizer, x, y, steps=40, seed=0, step=None):
@@ -148,6 +167,53 @@ def test_maps_with_batch_norm_and_dropout(rows):
     agree(model, optimizer)
     trained(model, optimizer, *maps, steps=5)
     assert decide(grower, maps).status == "ok"
+
+
+def test_parameters_and_buffers_of_the_model_itself(rows):
+    x, y = rows
+    torch.manual_seed(0)
+    model = Tokens().double()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    rows = x.double(), y
+    trained(model, optimizer, *rows)
+    place = model.place
+    grower = dagrow.Grower(model, optimizer, rows[0][:2], edits=["deepen"], score=SCORE)
+    assert decide(grower, rows).changed and model.place is place
+    network = compile_architecture(grower.architecture, grower._weights()).eval()
+    assert torch.allclose(model.eval()(rows[0]), network(rows[0]), atol=1e-12)
+    agree(model, optimizer)
+    twin = copy.deepcopy(model).float()
+    assert twin.mask.dtype == torch.float32 and torch.allclose(twin(x).double(), model(rows[0]), atol=1e-4)
+    with torch.no_grad():
+        twin.place.zero_(), twin.mask.zero_()
+    assert not torch.allclose(twin(x).double(), model(rows[0]), atol=1e-4)
+    before = [p.detach().clone() for p in model.parameters()]
+    trained(model, optimizer, *rows, steps=2)
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_tensor_that_holds_several_nodes_is_taken_apart():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x):
+            return F.linear(x, self.both[:3]) * F.linear(x, self.both[3:])
+
+    model = Packed()
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [model.both]}], 0.1)
+    linear = {n: Node.of("linear", "input", width=3, bias=False) for n in ("a", "b")}
+    arch = Architecture({"input": Node.of("input", shape=(4,)), **linear, "out": Node.of("mul", "a", "b")})
+    weights = {"a.weight": model.both.detach()[:3].clone(), "b.weight": model.both.detach()[3:].clone()}
+    live = Live.of(model, Imported(arch, weights, dict.fromkeys(weights, "both"), dict.fromkeys(arch.nodes, "")))
+    x = torch.randn(5, 4)
+    before = model(x)
+    plan = live.planned(arch, weights)
+    live.put(plan)
+    carrying.take(optimizer, arch, carrying.Carried(plan.change), live.tensors(), live.names)
+    assert live.packed is False and torch.equal(model(x), before) and list(model.state_dict()) == ["grown.a.weight", "grown.b.weight"]
+    assert len(optimizer.param_groups[0]["params"]) == 1 and [id(p) for p in optimizer.param_groups[1]["params"]] == [id(p) for p in model.parameters()]
 
 
 OPTIMIZERS = {

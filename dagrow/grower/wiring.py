@@ -29,6 +29,11 @@ class Loan:
         t = getattr(self.owner, self.kind)[self.key]
         getattr(self.module, self.kind)[self.local] = t.view(t.shape[self.lead :]) if self.lead else t
 
+    def give_back(self) -> None:
+        """A view is no leaf, and a module that holds one cannot be copied."""
+        if self.lead:
+            getattr(self.module, self.kind)[self.local] = None
+
 
 @dataclass
 class Step:
@@ -62,6 +67,8 @@ class Wiring:
             if step.hidden and step.run.training is not model.training:
                 step.run.train(model.training)
             values.append(step.run(*[values[k] for k in step.inputs]))
+            for loan in step.loans:
+                loan.give_back()
         return values[self.output]
 
     def _bound(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple:
