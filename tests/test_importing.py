@@ -132,6 +132,11 @@ CASES = {
     "rows made in forward": (lambda m, x: torch.cat([m.a(x), x.new_zeros(x.shape[0], 2), torch.ones_like(x)], 1), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
     "windows": (lambda m, x: windows(m.a(x)), lambda: {"a": nn.Linear(6, 6)}, (2, 4, 4, 6), None),
     "a language model": (lambda m, x: language(m, x), lambda: {"e": nn.Embedding(11, 8), "p": nn.Embedding(9, 8), "l": nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True), "mask": nn.Transformer.generate_square_subsequent_mask(9)}, "ids", None),
+    "a table with padding": (lambda m, x: m.e(x).mean(1), lambda: {"e": nn.Embedding(11, 6, padding_idx=0)}, "ids", None),
+    "named results": (lambda m, x: m.a(x).max(1)[0] + m.a(x).sort(1).values[:, 0] + torch.topk(m.a(x), 2, dim=1)[0].sum(1), lambda: {"a": nn.Linear(6, 4)}, (5, 7, 6), None),
+    "casts": (lambda m, x: m.a(x.float().to(x.device).type_as(x)).cpu() * (x[:, :4] > 0).float(), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
+    "formats": (lambda m, x: (f"{x.shape} {x.mean()}", m.a(x))[1], lambda: {"a": nn.Linear(6, 4)}, (5, 6), "linear"),
+    "unbound": (lambda m, x: sum(torch.relu(t) for t in m.a(x).unbind(1)), lambda: {"a": nn.Linear(6, 4)}, (5, 3, 6), None),
     "a dictionary of modules": (lambda m, x: m.d["b"](m.d["a"](x)), lambda: {"d": nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)})}, (5, 6), "linear linear"),
 }  # fmt: skip
 ACTIVATIONS = [
@@ -189,6 +194,16 @@ def writes(m, x):
     y = x * 1
     y[:, 0] = 0
     return y
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
 
 
 @torch.no_grad()
@@ -375,6 +390,7 @@ REFUSED = {
     "tokens first": (lambda m, x: m.attend(x, x, x)[0], "depends on the other rows", "batch first"),
     "no gradients": (lambda m, x: m.a(x) + without(m, x), "without gradients", "detach()"),
     "zeros of its own": (lambda m, x: x + torch.zeros(x.shape[0], 6), "works with 2 rows, not with 3", "x.new_zeros"),
+    "a backward of its own": (lambda m, x: Sign.apply(m.a(x)), "Sign has a backward of its own", "opaque"),
     "compiled": (None, "torch.compile has been applied", "_orig_mod"),
     "counts": (counts, "changes a buffer", None),
     "numpy": (lambda m, x: torch.as_tensor(x.numpy() * 2), "values of a tensor", None),

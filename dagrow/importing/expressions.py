@@ -135,6 +135,9 @@ def _captured(name: str, function: Callable, args: tuple, kwargs: Mapping, resul
     for (called, args0, kwargs0, made0), (_, args1, kwargs1, made1) in zip(*watched, strict=True):
         # Views of tensors that share an id with one that is gone would be taken for it: all are held.
         alive += [made0, made1, args0, args1]
+        if called == "_to_copy":
+            called, args0, args1 = "to", (args0[0], kwargs0["dtype"]), (args1[0], kwargs1["dtype"])
+            kwargs0 = {}
         if called in ("view", "_unsafe_view"):
             called = "reshape"  # nodes need not lie in memory as the user's tensors do
         if called in ("lift_fresh", "detach", "alias") or arguments_of(called) is None:
@@ -220,9 +223,14 @@ class Steps:
         if at is None:
             at = len(self.inputs)
             self.inputs.append(held)
+        read: tuple = ("in", at)
+        kind = held.values[0].dtype
+        if not kind.is_floating_point:
+            # Whole numbers may be handed on as floating ones.
+            read = self._step(("whole", held.node), ("to", (read, self.form(kind)), ()))
         if not held.batch:
-            return ("in", at)
-        return self._step(("moved", held.node, held.batch), ("movedim", (("in", at), 0, held.batch), ()))
+            return read
+        return self._step(("moved", held.node, held.batch), ("movedim", (read, 0, held.batch), ()))
 
     def _leaf(self, leaf: Leaf) -> tuple:
         for name, known in self.own.items():

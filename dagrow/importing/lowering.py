@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,12 @@ class Lowering:
             if reason is None:
                 return made
         return self.keep_whole(path, module, args, kwargs, result, reason)
+
+    def unknown(self, path: str, module: nn.Module, args: tuple, kwargs: dict, reason: str) -> Any:
+        return self.keep_whole(path, module, args, kwargs, both(module, args, kwargs), reason)
+
+    def attempt(self) -> AbstractContextManager[None]:
+        return self.build.attempt()
 
     def keep_whole(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any, reason: str) -> Any:
         """A node for each tensor that the module makes."""
@@ -204,7 +211,10 @@ class Lowering:
         hint = "".join(c for c in name if c.isalnum() or c == "_").strip("_") or "call"
 
         def made(value, part):
-            return self.placed(value, part, hint) if isinstance(value, Held) else [made(v, p) for v, p in zip(value, part, strict=True)]
+            if isinstance(value, Held):
+                return self.placed(value, part, hint)
+            parts = [made(v, p) for v, p in zip(value, part, strict=True)]
+            return type(value)(*parts) if hasattr(value, "_fields") else parts
 
         return made(result, form)
 

@@ -6,8 +6,9 @@ torch.fx finds the calls; the stand-ins know their values in two runs of differe
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Listener(Protocol):
 
     def layer(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> Any: ...
 
+    def unknown(self, path: str, module: nn.Module, args: tuple, kwargs: dict, reason: str) -> Any: ...
+
+    def attempt(self) -> AbstractContextManager[None]: ...
+
     def function(self, path: str, name: str, function: Callable, args: tuple, kwargs: dict) -> Any: ...
 
 
@@ -35,12 +40,11 @@ class Stand(fx.Proxy):
         super().__init__(None, tracer)
         self.held = held
 
-    @property
-    def __class__(self):
-        return Tensor  # for the user's own isinstance(x, torch.Tensor)
-
     def __repr__(self) -> str:
         return f"Stand({', '.join(map(str, self.held.sizes))})"
+
+    def __format__(self, form: str) -> str:
+        return repr(self)
 
     def __getattr__(self, name: str):
         held, tracer = self.held, self.tracer
@@ -129,7 +133,8 @@ class Tracer(fx.Tracer):
         """What the forward of `root` makes of the inputs: held tensors in the user's structure."""
         self.names = {id(t): (name, t) for name, t in [*root.named_parameters(), *root.named_buffers()]}
         self._inputs = [Stand(x, self) for x in inputs]
-        self.trace(root)
+        with _guarded():
+            self.trace(root)
         return self._made
 
     # -- what torch.fx calls -----------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ class Tracer(fx.Tracer):
         self.scopes.append(path)
         try:
             if not self.leaf(path, m):
-                return forward(*args, **kwargs)
+                return self._through(path, m, forward, args, kwargs)
             place = next((a for a in (*args, *kwargs.values()) if isinstance(a, Stand)), None)
             if place is None:
                 return forward(*args, **kwargs)
@@ -173,6 +178,20 @@ class Tracer(fx.Tracer):
             return self.written(place, made) if getattr(m, "inplace", False) and isinstance(made, Stand) else made
         finally:
             self.scopes.pop()
+
+    def _through(self, path: str, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """What is called inside of a module; one of torch's own that cannot be followed is told of whole."""
+        if not type(m).__module__.startswith("torch.nn."):
+            return forward(*args, **kwargs)
+        args, kwargs = mapped(args, _real), mapped(dict(kwargs), _real)  # torch asks whether its masks are tensors
+        if isinstance(m, nn.Sequential) or not all(type(part).__module__.startswith("torch.nn.") for part in m.modules()):
+            return forward(*args, **kwargs)
+        try:
+            with self.listener.attempt():
+                return forward(*args, **kwargs)
+        except ImportingError as error:
+            reason = error.message
+        return self._standing(lambda: self.listener.unknown(path, m, self._held(args), self._held(kwargs), reason))
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -218,7 +237,13 @@ class Tracer(fx.Tracer):
     def _standing(self, work: Callable[[], Any]):
         with self._quiet():
             made = work()
-        return mapped(made, lambda v: Stand(v, self) if isinstance(v, Held) else v)
+        return mapped(made, self._shown)
+
+    def _shown(self, value):
+        if not isinstance(value, Held):
+            return value
+        constant = isinstance(value.form, Leaf) and value.form.name is None and value.node is None
+        return value.form.tensor if constant else Stand(value, self)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -228,6 +253,33 @@ class Tracer(fx.Tracer):
             yield
         finally:
             self.silent = before
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Functions of autograd with a backward of their own are refused inside the block: torch.fx does not see them."""
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def guard(cls, *args, **kwargs):
+        found: list[Tracer] = []
+        mapped((args, kwargs), lambda v: found.append(v.tracer) if isinstance(v, Stand) else None)
+        if found:
+            path = found[0].path
+            fix = f"keep its module whole: opaque=[{path!r}]" if path else "put it into a module of its own, and keep that whole with opaque=[…]"
+            raise ImportingError(f"{cls.__name__} has a backward of its own", fix=fix)
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(guard)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply
+
+
+def _real(value: Any) -> Any:
+    """A buffer of the user's as it is."""
+    leaf = value.held.form if isinstance(value, Stand) and value.held.node is None else None
+    return leaf.tensor if isinstance(leaf, Leaf) and not isinstance(leaf.tensor, nn.Parameter) else value
 
 
 def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
@@ -256,6 +308,8 @@ def paired(one: Any, other: Any) -> Any:
         if not isinstance(other, Tensor):
             raise Unfit("a tensor in one run only")
         return Held((one, other))
+    if hasattr(type(one), "n_fields") and type(one) is type(other):  # torch.return_types
+        return namedtuple(type(one).__name__, type(one).__match_args__)(*map(paired, one, other))
     if isinstance(one, (list, tuple)) and type(one) is type(other) and len(one) == len(other):
         return type(one)(map(paired, one, other)) if type(one) in (list, tuple) else tuple(map(paired, one, other))
     if isinstance(one, dict) and isinstance(other, dict):

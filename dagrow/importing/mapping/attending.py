@@ -87,8 +87,9 @@ def heads(ask: Ask):
     out = Held(tuple(t.movedim(0, x.batch) for t in out.values), out.node, x.batch)
     result = ask.result[0] if isinstance(ask.result, (tuple, list)) else ask.result
     bias = {} if m.out_proj.bias is None else {"bias": ask.leaf(m.out_proj.bias)}
+    ask.lowering.build.path += ".out_proj" if ask.lowering.build.path else "out_proj"
     made = ask.node("token_linear", [out], {"width": m.embed_dim, "bias": bool(bias)}, {"weight": ask.leaf(m.out_proj.weight), **bias},
-                    expected=result, batch=x.batch, hint="out_proj", near=True)  # fmt: skip
+                    expected=result, batch=x.batch, near=True)  # fmt: skip
     return [made, *ask.result[1:]] if isinstance(ask.result, (tuple, list)) else made
 
 

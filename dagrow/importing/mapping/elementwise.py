@@ -38,10 +38,10 @@ def prelu(ask: Ask):
 
 
 @layer(nn.Identity)
-@function("contiguous", "clone")
+@function("contiguous", "clone", "to", "type_as", "float", "double", "cpu", "cuda", "type")
 def same(ask: Ask):
     held = ask.first
-    if not isinstance(held, Held) or not all(map(equal, held.values, ask.result.values)):
+    if not isinstance(held, Held) or not all(map(equal, held.values, ask.result.values)):  # of another dtype is another, too
         raise Unfit("it changes the values")
     return Held(ask.result.values, held.node, held.batch, held.form, held.narrow)
 
