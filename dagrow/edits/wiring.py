@@ -80,13 +80,16 @@ def _numbers(arch: Architecture, name: str) -> bool:
 
 
 def _follows(arch: Architecture, reader: str, name: str) -> bool:
+    """Whether a gradient comes back from the node: told by a run on no memory; what cannot run so says no."""
     node = arch.nodes[reader]
     with torch.device("meta"), torch.enable_grad():
         given = [torch.empty((2, *arch.shapes[i]), requires_grad=i == name) for i in node.inputs]
-        module = template(node, *(arch.shapes[i] for i in node.inputs))
-        made = module(*given)
-        (slope,) = torch.autograd.grad(made, given[node.inputs.index(name)], torch.ones_like(made), allow_unused=True) if made.requires_grad else (None,)
-    return slope is not None
+        try:
+            made = template(node, *(arch.shapes[i] for i in node.inputs))(*given)
+            slopes = torch.autograd.grad(made, given[node.inputs.index(name)], torch.ones_like(made), allow_unused=True) if made.requires_grad else (None,)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return False
+    return slopes[0] is not None
 
 
 def stride_between(source: tuple[int, ...], target: tuple[int, ...], tokens: bool = False) -> int | None:
