@@ -167,6 +167,9 @@ class Sequence:
         else:
             index = [self.draw.randrange(size), *(self.draw.randint(-1, size - 1) for _ in range(self.draw.randint(0, size + 1)))]
             self.draw.shuffle(index)
+        if any(arch.nodes[n].op == "moe" for n in arch.axes[axis].mixes):
+            # Of two experts with equal logits rounding alone says which is chosen: what comes later could keep no function.
+            index = [i for k, i in enumerate(index) if i < 0 or i not in index[:k]]
         said = resized_cost(arch, axis, len(index))
         rewrite = resize(arch, {axis: index})
         if isinstance(rewrite, Refusal):
