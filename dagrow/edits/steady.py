@@ -162,11 +162,15 @@ def keeps(arch: Architecture, rewrite: Rewrite) -> bool:
 
 
 def _random(arch: Architecture, number: int) -> dict[str, Tensor]:
-    """Fresh values, made a little different from what they are at the start: biases of 0 and scales of 1 would hide what is wrong."""
+    """Fresh values; what is the same for all units at the start (biases of 0, scales of 1) is not, for it would hide what is wrong.
+
+    The others stay as they are: larger ones would saturate what follows, and hide as much.
+    """
     made = {}
     for name, value in doubled(initialise(arch, number)).items():
-        shaken = torch.rand(value.shape, dtype=torch.float64, generator=stream(number, "keeps", name))
-        made[name] = value + shaken / 2 if value.is_floating_point() else value
+        if value.is_floating_point() and (value.dim() < 2 or bool((value == value.flatten()[0]).all())):
+            value = value + (torch.rand(value.shape, dtype=torch.float64, generator=stream(number, "keeps", name)) - 0.5) / 2
+        made[name] = value
     return made
 
 
