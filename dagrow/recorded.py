@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dagrow.errors import GraphError
 
+MOST_VALUES = 2**28  # of one tensor
 NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 
@@ -59,6 +60,10 @@ def evaluated(steps: Sequence, held: Held | None, inputs: Sequence):
 
     for name, args, kwargs in steps:
         made.append(getattr(torch.ops.aten, name)(*map(value, args), **{k: value(v) for k, v in kwargs}))
+        for tensor in made[-1] if isinstance(made[-1], (tuple, list)) else made[-1:]:
+            # Nodes run on the meta device, which takes no memory, before they run anywhere else.
+            if isinstance(tensor, Tensor) and tensor.is_meta and tensor.numel() > MOST_VALUES:
+                raise ValueError(f"{name} makes {tensor.numel():,} values, more than {MOST_VALUES:,}")
     return made[-1]
 
 

@@ -480,6 +480,12 @@ def test_a_call_runs_functions_of_tensors_and_nothing_else(step):
         Node.of("call", "x", steps=[step])
 
 
+def test_a_call_that_takes_the_machines_memory_is_refused():
+    steps = [["repeat", [["in", 0], ["list", 1, 2**20]], []], ["repeat", [["step", 0], ["list", 1, 2**20]], []], ["mean", [["step", 1], ["list", 1], True], []]]
+    with pytest.raises(GraphError, match="values, more than"):
+        Architecture({"x": Node.of("input", shape=(3,)), "op": Node.of("call", "x", steps=steps)}).shapes  # noqa: B018
+
+
 @pytest.mark.parametrize("name", ["forward", "training", "n_w", "a.b", "a b", "", "work", "steps", "_parameters", "__class__"])
 def test_own_tensors_have_plain_names(name):
     with pytest.raises(ValueError, match="."):

@@ -15,7 +15,7 @@ from dagrow.importing.building import Builder
 from dagrow.importing.errors import ImportingError, Unfit
 from dagrow.importing.expressions import Steps, expression
 from dagrow.importing.mapping import FUNCTIONS, Ask, mapping_of
-from dagrow.importing.tracing import both
+from dagrow.importing.running import both
 from dagrow.importing.values import ROWS, Held, Leaf, Rows, Tree, batch_dim, held_in, mapped
 from dagrow.recorded import keep
 
