@@ -187,7 +187,7 @@ def cut(start: int, stop: int | None, both: bool) -> Architecture:
 
 def test_a_slice_stays_on_its_units_or_the_resize_is_refused() -> None:
     draw = random.Random(0)
-    for start, stop, both in itertools.product((0, 2, 4, 8, -8, -3), (3, 4, 8, 10, None, -4), (False, True)):
+    for start, stop, both in itertools.product((0, 2, 4, 8, -8), (3, 4, 8, None, -4), (False, True)):
         try:
             arch = cut(start, stop, both)
             _ = arch.axes

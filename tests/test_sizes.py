@@ -96,7 +96,7 @@ def _torch_is_loaded() -> None:
 
 
 @given(rows())
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_absurd_options_are_refused_before_anything_is_allocated(row) -> None:
     fits, seconds, peak = tried(*row)
     most = MADE if fits else REFUSED
