@@ -466,6 +466,22 @@ def test_an_expression_resizes_with_what_it_reads():
         assert not isinstance(rewrite, Refusal) and rewrite.arch.params["b.weight"] == (2, 2 * len(index))
 
 
+@pytest.mark.parametrize(
+    ("function", "axes"),
+    [
+        (lambda m, x: m.b(F.normalize(m.a(x), dim=1)), {"a": 6}), (lambda m, x: m.b(torch.einsum("bi,ij->bj", m.a(x), m.w)), {"a": 6, "einsum": 6}),
+        (lambda m, x: m.b(sum(p for p in (m.a(x), torch.sin(m.a(x))))), {"a": 6}), (lambda m, x: m.b(m.a(x)[:, None].expand(-1, 3, -1).mean(1)), {"a": 6}),
+        (lambda m, x: m.b(m.a(x).view(-1, 2, 3).softmax(2).reshape(x.shape[0], 6)), {"a": 2, "a~1": 3}),
+        (lambda m, x: m.b(torch.stack([m.a(x), m.a(x)], 1).amax(1)), {"a": 6}), (lambda m, x: m.b(F.glu(torch.cat([m.a(x)] * 2, 1), 1)), {"a": 6}),
+    ],
+)  # fmt: skip
+def test_what_torch_spreads_by_itself_has_no_sizes(function, axes):
+    made = from_torch(Of(function, a=nn.Linear(4, 6), b=nn.Linear(6, 2), w=nn.Parameter(torch.randn(6, 6))), torch.randn(3, 4))
+    assert {name: axis.size for name, axis in made.arch.axes.items()} == axes
+    for name, axis in made.arch.axes.items():
+        assert not isinstance(resize(made.arch, {name: (*range(axis.size), -1)}), Refusal), name
+
+
 BAD = [
     ["from_file", ["words"], []], ["load_library", ["words"], []], ["add_", [["in", 0], 1], []], ["add", [["in", 0], 1], [["out", ["in", 0]]]],
     ["add", [["in", 0], 1], [["x=__import__('os')", 1]]], ["_dispatch", [["in", 0]], []], ["item", [["in", 0]], []], ["__class__", [], []],

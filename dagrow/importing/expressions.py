@@ -24,7 +24,7 @@ FAR = 2**62
 
 def expression(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any) -> Any:
     """A tree that gives the values of `result`, or a list of trees that give those of a list, to the bit. Raises Unfit."""
-    for way in (_named, _captured):
+    for way in (_named, _narrow, _captured):
         try:
             made = way(name, function, args, kwargs, result)
             if _gives(made, result):
@@ -73,6 +73,8 @@ def _named(name: str, function: Callable, args: tuple, kwargs: Mapping, result: 
     name = ATEN.get(name, name)
     known = arguments_of(name) if WORD.match(name) else None
     named = tuple((k, v) for k, v in kwargs.items() if k not in PLACES)
+    if name == "einsum" and len(args) > 1 and not isinstance(args[1], (list, tuple)):
+        args = (args[0], list(args[1:]))
     if known is None or any(k not in known for k, _ in named):
         raise Unfit(f"there is no aten function {name}")
     made = Tree(name, tuple(map(_plain, args)), tuple((k, _plain(v)) for k, v in named))
@@ -105,8 +107,13 @@ class _Watch(TorchDispatchMode):
         return made
 
 
-def _captured(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any) -> Any:
-    """The aten calls that the function makes, put together."""
+def _narrow(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any) -> Any:
+    """`_captured`, where what is spread over a larger size is left to what reads it: sizes that are not named need not change."""
+    return _captured(name, function, args, kwargs, result, plain=("lift_fresh", "alias", "expand"))
+
+
+def _captured(name: str, function: Callable, args: tuple, kwargs: Mapping, result: Any, plain: tuple[str, ...] = ("lift_fresh", "alias")) -> Any:
+    """The aten calls that the function makes, put together; those of `plain` stand for what they are given."""
     watched, ends, sources = [], [], []
     for run in (0, 1):
         seen: dict[int, tuple[Tensor, Any]] = {}
@@ -140,10 +147,10 @@ def _captured(name: str, function: Callable, args: tuple, kwargs: Mapping, resul
             kwargs0 = {}
         if called in ("view", "_unsafe_view"):
             called = "reshape"  # nodes need not lie in memory as the user's tensors do
-        if called in ("lift_fresh", "detach", "alias") or arguments_of(called) is None:
+        if called in plain:
+            form = _joined(args0[0], args1[0], known)
+        elif arguments_of(called) is None:
             form = None
-            if called in ("lift_fresh", "detach", "alias"):
-                form = _joined(args0[0], args1[0], known)
         else:
             positional = tuple(_joined(a, b, known) for a, b in zip(args0, args1, strict=True))
             form = Tree(called, positional, tuple((k, _joined(v, kwargs1[k], known)) for k, v in kwargs0.items() if k not in PLACES))

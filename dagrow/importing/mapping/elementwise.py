@@ -96,6 +96,10 @@ def parameter(value: object) -> Leaf | None:
 @function("add", "iadd")
 def add(ask: Ask):
     one, other = operands(ask)
+    if any(number(v) and v == 0 for v in (one, other)):
+        held = other if isinstance(other, Held) else one  # sum() begins with 0
+        if isinstance(held, Held) and all(map(equal, held.values, ask.result.values)):
+            return held
     for x, leaf in ((one, parameter(other)), (other, parameter(one))):
         if leaf is not None and isinstance(x, Held) and isinstance(leaf.tensor, nn.Parameter):
             x = ask.solid(x)

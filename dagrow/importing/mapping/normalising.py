@@ -20,21 +20,21 @@ def batch_norm(ask: Ask):
 @layer(nn.LayerNorm)
 def layer_norm(ask: Ask):
     m, x = ask.module, ask.x
-    if m.elementwise_affine and m.bias is None:
-        raise Unfit("a layer norm without bias")
     dims = len(m.normalized_shape)
     if x.batch > len(x.shape) - dims:
         raise Unfit("over the batch")
-    return ask.node("layernorm", [x], {"dims": dims, "eps": m.eps, "affine": m.elementwise_affine}, ask.tensors("weight", "bias"))
+    attrs = {"dims": dims, "eps": m.eps, "affine": m.elementwise_affine, "bias": m.bias is not None or not m.elementwise_affine}
+    return ask.node("layernorm", [x], attrs, ask.tensors("weight", "bias"))
 
 
 @function("layer_norm")
 def layer_norm_function(ask: Ask):
     given, x = ask.bound("normalized_shape", weight=None, bias=None, eps=1e-5), ask.x
-    if (given["weight"] is None) != (given["bias"] is None):
-        raise Unfit("a layer norm without bias")
+    if given["weight"] is None and given["bias"] is not None:
+        raise Unfit("a layer norm with a bias alone")
     tensors = {k: ask.leaf(given[k]) for k in ("weight", "bias") if given[k] is not None}
-    return ask.node("layernorm", [x], {"dims": len(given["normalized_shape"]), "eps": given["eps"], "affine": bool(tensors)}, tensors)
+    attrs = {"dims": len(given["normalized_shape"]), "eps": given["eps"], "affine": bool(tensors), "bias": "bias" in tensors or not tensors}
+    return ask.node("layernorm", [x], attrs, tensors)
 
 
 @layer(nn.GroupNorm)
