@@ -94,7 +94,7 @@ def test_norms_and_training():
     assert report.finite and evaluate(module, rows, LOSSES["classification"])["loss"] < before
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_exports_take_and_give_as_many_tensors(kind, tmp_path):
     weights = {n: w.float() if w.is_floating_point() else w for n, w in weights_for(ARCH).items()}
     raw = Inputs(*(t.float() for t in fold(5, 6).x.tensors))
