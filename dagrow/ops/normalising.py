@@ -20,7 +20,7 @@ class LayerNorm(Op):
     """Layer normalisation over the last `dims` dimensions (Ba, Kiros and Hinton 2016)."""
 
     examples = (
-        Example({}), Example({"affine": False}), Example({"dims": 2}, (2, 7, 7)),
+        Example({}), Example({"affine": False}), Example({"bias": False}, (5, 4), last=True), Example({"dims": 2}, (2, 7, 7)),
         Example({}, (5, 4), last=True), Example({"eps": 1e-3}, (3, 3, 4), last=True),
     )  # fmt: skip
 
@@ -28,6 +28,7 @@ class LayerNorm(Op):
         dims: int = pydantic.Field(1, strict=True, ge=1, le=3)
         eps: float = Eps
         affine: bool = True
+        bias: bool = True
 
     @staticmethod
     def build(attrs, shape):
@@ -35,7 +36,7 @@ class LayerNorm(Op):
 
         if len(shape) < attrs.dims:
             raise GraphError(f"layernorm over {attrs.dims} dimensions does not fit {list(shape)}")
-        return nn.LayerNorm(shape[-attrs.dims :], attrs.eps, attrs.affine)
+        return nn.LayerNorm(shape[-attrs.dims :], attrs.eps, attrs.affine, attrs.bias)
 
     @staticmethod
     def steady(attrs, grown, old, new):
