@@ -17,7 +17,7 @@ from dagrow.errors import SpecError
 SIZES = [-(2**63), -(2**31), -7, -1, 0, 1, 2, 3, 7, 64, 1000, 2**10, 2**20, 2**20 + 1, 2**31, 2**32 - 1, 2**40, 2**53, 2**63 - 1, 2**63, 2**64, 10**30]
 SHAPES = [(5,), (8, 6), (2, 8, 8), (2**20,), (2**10, 2**10), (1, 2**12, 2**12), (2**20, 1, 1)]
 OPS = [op for op in ops.REGISTRY if op != "input"]
-# Of the processor, and of memory that Python and numpy hold. Refusing takes some 10 ms and no memory to speak of; a network of
+# Of the processor, and of memory that Python and numpy hold. Refusing takes a millisecond or two and no memory to speak of; a network of
 # a million units may take what its labels need.
 REFUSED, MADE = (0.5, 2**22), (3.0, 2**29)
 
