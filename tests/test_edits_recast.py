@@ -505,3 +505,16 @@ def test_a_linear_layer_put_in_is_folded_away_to_the_bit():
             break
         else:
             raise AssertionError(name)
+
+
+def test_what_only_unscored_outputs_need_does_not_look_free():
+    arch, weights = NETWORKS["ends"], weights_for(NETWORKS["ends"])
+    both = arch.replace({"extra": of("linear", "a", width=4), "extra_act": of("tanh", "extra"), "aux": of("linear", "extra_act", width=2)})
+    weights = weights_for(both)
+    evidence = evidence_for(both, weights=weights)
+    for kind, free in (("bypass", "extra .. extra_act"), ("merge", "extra")):
+        _, _, site = only(both, kind, free)
+        proposal = serving(RANDOM, site.form).propose(evidence, site, 1, (0,))
+        assert proposal.status != "ok" or value(evidence, site, proposal).status == "unsupported"
+    _, _, site = only(both, "merge", "k")
+    assert value(evidence, site, serving(RANDOM, site.form).propose(evidence, site, 1, (0,))).status == "ok"

@@ -14,6 +14,7 @@ from dagrow.edits.widen import Count, affine_users, numbers, units_of
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.graph.axes import Axis
 from dagrow.measure import Pass
+from dagrow.measure.carrying import Unsupported
 from dagrow.measure.features import grouped
 from dagrow.measure.sites import Drop, Recast, Site, slopes_of
 from dagrow.scores import Proposal
@@ -107,7 +108,12 @@ def _plan(axis: str, seen: Pass, units: int) -> Proposal:
     form = Recast(arch, False, partial(_made, arch, axis))
     worth = {}
     for u in small:
-        s, t = slopes_of(form, seen, form.effect(seen, made[u]))
+        try:
+            s, t = slopes_of(form, seen, form.effect(seen, made[u]))
+        except Unsupported:
+            continue
         worth[u] = float(s.mean() - t.square().mean() / 2)
-    goes = set(sorted(small, key=lambda u: -worth[u])[:units])
+    if len(worth) < units:
+        return Proposal("unsupported", "its units change outputs that are not scored")
+    goes = set(sorted(worth, key=lambda u: -worth[u])[:units])
     return Proposal(units=units, keep=tuple(k for k in range(found.size) if k not in goes))

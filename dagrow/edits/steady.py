@@ -21,12 +21,10 @@ from dagrow.graph import Architecture, Node, Refusal, Rewrite, preserving, resiz
 from dagrow.graph.axes import Axis
 from dagrow.graph.node import run
 from dagrow.measure.passes import materialise
-from dagrow.measure.recasts import doubled
+from dagrow.measure.recasts import SAME, doubled
 from dagrow.ops import Steady
 from dagrow.rng import stream
 
-# In double precision, on random values: what differs by less computes the same.
-SAME = 1e-11
 # Clones that are mixed have (1 ± this) / 2 of what one had.
 UNEVEN = 0.2
 Values = Mapping[str, Tensor]

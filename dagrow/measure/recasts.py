@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dagrow.measure.passes import Pass
 
 Values = dict[str, Tensor]
+# In double precision, relative to the largest value: what differs by less is the same.
+SAME = 1e-11
 
 
 def as_told(seen: Pass, units: int) -> Proposal:
@@ -52,15 +54,25 @@ class Recast:
         return flat(seen.v[target], seen.arch.nodes[target])
 
     def effect(self, seen: Pass, proposal: Proposal) -> dict[str, Tensor]:
-        """What it changes at the output, by running both networks in double precision. Raises Unsupported where it is refused."""
+        """What it changes at the output, by running both networks in double precision. Raises Unsupported where it is
+        refused, and where it changes only outputs that are not scored: that would look free.
+        """
         made = self.made(proposal)
         if isinstance(made, Refusal):
             raise Unsupported(made.reason)
-        weights = recast_weights(seen.weights, made, proposal)
+        if "outputs" not in seen.memo:
+            seen.memo["outputs"] = _outputs(seen, seen.arch, doubled(seen.weights))
+        old = seen.memo["outputs"]
+        change, *others = (b - a for a, b in zip(old, _outputs(seen, made.arch, recast_weights(seen.weights, made, proposal)), strict=True))
+        if not _some(change, old[0]) and any(_some(c, a) for c, a in zip(others, old[1:], strict=True)):
+            raise Unsupported("it changes outputs that are not scored")
         end = seen.arch.outputs[0]
-        if "output" not in seen.memo:
-            seen.memo["output"] = _output(seen, seen.arch, doubled(seen.weights))
-        return {end: flat(_output(seen, made.arch, weights) - seen.memo["output"], seen.arch.nodes[end])}
+        return {end: flat(change, seen.arch.nodes[end])}
+
+
+def _some(change: Tensor, value: Tensor) -> bool:
+    """More than rounding."""
+    return bool((change.abs() > SAME * value.abs().max().clamp(min=1.0)).any())
 
 
 def recast_weights(weights: Mapping[str, Tensor], rewrite: Rewrite, proposal: Proposal) -> Values:
@@ -91,7 +103,8 @@ def doubled(values: Mapping[str, Tensor]) -> Values:
     return {n: t.detach().double() if t.is_floating_point() else t.detach() for n, t in values.items()}
 
 
-def _output(seen: Pass, arch: Architecture, weights: Mapping[str, Tensor]) -> Tensor:
+def _outputs(seen: Pass, arch: Architecture, weights: Mapping[str, Tensor]) -> list[Tensor]:
     values = {n: seen.values[n].double() if seen.values[n].is_floating_point() else seen.values[n] for n in arch.inputs}
     with torch.no_grad():
-        return run(arch.nodes, arch.order, materialise(arch, weights), values)[arch.outputs[0]]
+        run(arch.nodes, arch.order, materialise(arch, weights), values)
+    return [values[o] for o in arch.outputs]

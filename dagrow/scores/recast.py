@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dagrow.graph import Refusal
 from dagrow.measure import Evidence, Recast, Site
+from dagrow.measure.carrying import Unsupported
 from dagrow.registry import Options
 from dagrow.scores import REGISTRY, Proposal, Scorer
 
@@ -21,7 +22,10 @@ class AsTold(Scorer):
         """No options."""
 
     def propose(self, evidence: Evidence, site: Site, units: int, key: tuple[int | str, ...]) -> Proposal:
-        proposal = site.form.plan(evidence.train, units)
+        try:
+            proposal = site.form.plan(evidence.train, units)
+        except Unsupported as error:
+            return Proposal("unsupported", str(error))
         made = site.form.made(proposal)
         if isinstance(made, Refusal):
             return Proposal("unsupported", made.reason)
