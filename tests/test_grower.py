@@ -184,6 +184,8 @@ def test_parameters_and_buffers_of_the_model_itself(rows):
     agree(model, optimizer)
     twin = copy.deepcopy(model).float()
     assert twin.mask.dtype == torch.float32 and torch.allclose(twin(x).double(), model(rows[0]), atol=1e-4)
+    again = dagrow.Grower(twin, torch.optim.SGD(twin.parameters(), 0.1), x[:2])
+    assert again.architecture == grower.architecture and torch.equal(again._weights()["head.weight"], twin.head.weight)
     with torch.no_grad():
         twin.place.zero_(), twin.mask.zero_()
     assert not torch.allclose(twin(x).double(), model(rows[0]), atol=1e-4)

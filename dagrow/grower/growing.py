@@ -97,15 +97,15 @@ class Grower:
     def _know(self, example: Tensor) -> Live:
         """The model as an architecture, traced when it is first needed."""
         if self._live is None:
-            found = self._traced(example)
-            arch = found.arch
+            live = Live.known(self.model) or Live.of(self.model, self._traced(example))
+            arch = live.arch
             if len(arch.inputs) != 1 or len(arch.outputs) != 1:
                 what = f"{len(arch.inputs)} inputs and {len(arch.outputs)} outputs"
                 raise UsageError(f"the model has {what}; a Grower takes one tensor in and one out", fix="grow the part of it that has one of each")
             over = [f"{k} {now:,} of {limit:,}" for k, now, limit in self._spent(arch) if limit is not None and now > limit]
             if over:
                 raise BudgetError(f"the model is over the budget already: {', '.join(over)}")
-            self._live, self._example = Live.of(self.model, found), example[:2].detach().cpu()
+            self._live, self._example = live, example[:2].detach().cpu()
         return self._live
 
     def _traced(self, example: Tensor):

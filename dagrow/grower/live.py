@@ -17,7 +17,7 @@ from dagrow.compiler import compile_architecture, prefixed_name
 from dagrow.errors import GraphError
 from dagrow.graph import Architecture
 from dagrow.graph.node import build
-from dagrow.grower.wiring import Loan, Step, Wiring, rewire, wiring_of
+from dagrow.grower.wiring import Loan, Record, Step, Wiring, rewire, wiring_of
 from dagrow.importing import Imported
 
 KINDS = ("_parameters", "_buffers")
@@ -60,6 +60,12 @@ class Live:
         forms = {node: (arch.nodes[node].op, arch.nodes[node].attrs, tuple(arch.formed.locals[node].items())) for nodes in calls.values() for node in nodes}
         paths = {node: path for path, nodes in calls.items() for node in nodes if all(forms[n] == forms[nodes[0]] for n in nodes)}
         return Live(model, found.arch, dict(found.names), paths, dict(found.leads))
+
+    @staticmethod
+    def known(model: nn.Module) -> Live | None:
+        """A model that a Grower has changed before; None where there is none."""
+        wiring = wiring_of(model)
+        return wiring and Live(model, wiring.record.arch, dict(wiring.record.names), dict(wiring.record.paths), dict(wiring.record.leads))
 
     @property
     def wired(self) -> bool:
@@ -280,7 +286,8 @@ class Plan:
                 steps.append(Step(module, inputs, tuple(self._loans(name, module)), hidden=True))
             else:
                 steps.append(Step(self.model.get_submodule(self.paths[name]), inputs))
-        return Wiring(len(arch.inputs), steps, number[arch.outputs[0]])
+        record = Record(arch, dict(self.names), dict(self.paths), dict(self.live.leads))
+        return Wiring(len(arch.inputs), steps, number[arch.outputs[0]], record)
 
     def _loans(self, name: str, module: nn.Module) -> Iterator[Loan]:
         for local, full in self.arch.formed.locals[name].items():

@@ -10,6 +10,7 @@ from functools import lru_cache
 from torch import Tensor, nn
 
 from dagrow.errors import UsageError
+from dagrow.graph import Architecture
 
 HELD = "_dagrow_wiring"
 
@@ -48,14 +49,27 @@ class Step:
     hidden: bool = False
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a wired model is, for whoever grows it next; copies of the model share it. As `Live` has it."""
+
+    arch: Architecture
+    names: dict[str, str]
+    paths: dict[str, str]
+    leads: dict[str, int]
+
+    def __deepcopy__(self, memo: dict) -> Record:
+        return self
+
+
 class Wiring:
     """The graph of a model: the nodes' steps in topological order, values numbered from the inputs on.
 
     It holds the very modules of the model, and is copied with them: `copy.deepcopy` of the model is whole.
     """
 
-    def __init__(self, inputs: int, steps: list[Step], output: int):
-        self.inputs, self.steps, self.output = inputs, steps, output
+    def __init__(self, inputs: int, steps: list[Step], output: int, record: Record):
+        self.inputs, self.steps, self.output, self.record = inputs, steps, output, record
 
     def run(self, model: nn.Module, args: tuple, kwargs: dict) -> Tensor:
         if kwargs or len(args) != self.inputs:
@@ -114,4 +128,4 @@ def wiring_of(model: nn.Module) -> Wiring | None:
     return model.__dict__.get(HELD)
 
 
-__all__ = ["Loan", "Rewired", "Step", "Wiring", "original", "rewire", "wiring_of"]
+__all__ = ["Loan", "Record", "Rewired", "Step", "Wiring", "original", "rewire", "wiring_of"]
