@@ -146,7 +146,7 @@ def _inverted():
     return {
         "x": of("input", shape=(2, 4, 4)), "stem": of("conv2d", "x", channels=2, kernel=1), "up": of("conv2d", "stem", channels=4, kernel=1, bias=False),
         "n1": of("batchnorm", "up"), "a1": of("relu6", "n1"), "dw": of("conv2d", "a1", channels=4, kernel=3, groups=4, bias=False),
-        "n2": of("batchnorm", "dw"), "a2": of("relu6", "n2"), "down": of("conv2d", "a2", channels=2, kernel=1, bias=False), "n3": of("batchnorm", "down"),
+        "n2": of("batchnorm", "dw"), "a2": of("silu", "n2"), "down": of("conv2d", "a2", channels=2, kernel=1, bias=False), "n3": of("batchnorm", "down"),
         "s": of("add", "stem", "n3"), "g": of("global_avg_pool", "s"), "y": of("linear", "g", width=3),
     }  # fmt: skip
 

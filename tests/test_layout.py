@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from seen_networks import LOSSES, NETWORKS, close, evidence_for, fold_for, of, sites_of, weights_for
 
 from dagrow.data import Fold
+from dagrow.edits import REGISTRY as EDITS
 from dagrow.edits.widen import units_of
 from dagrow.edits.wiring import joins
 from dagrow.graph import Architecture
 from dagrow.measure import Cut, Drop, Link, Units, layout, measure
 from dagrow.measure.carrying import unit_order
 from dagrow.measure.parents import free_parents, parents
+from dagrow.propose import Limits, propose
 from dagrow.scores import REGISTRY, serving
 from dagrow.scores.valuer import value
 
@@ -178,3 +180,43 @@ def test_what_only_an_unscored_output_reads_does_not_look_free_to_lose():
     found = {s.where: gram.propose(evidence, s, 1, (0,)) for _, _, s in sites_of(arch, "prune") if isinstance(s.form, Drop)}
     assert found["l"].status == "unsupported" and "not scored" in found["l"].reason
     assert found["k"].status == "ok" and found["h"].status == "unsupported"  # of what both read, one would lose unseen
+
+
+# Is it signal?
+
+ROWS = 100
+TOKENS = Architecture({"x": of("input", shape=(3, 4)), "t": of("token_linear", "x", width=2), "y": of("mean", "t", dims=(1,))})
+DEPTHWISE = Architecture({"x": of("input", shape=(4, 6)), "t": of("conv1d", "x", channels=4, kernel=3, groups=4), "y": of("global_avg_pool", "t")})
+
+
+def fitted(arch: Architecture, seed: int, planted: float):
+    """A linear network at its optimum on the training rows; `planted` of what it cannot do: |x| of a token, a neighbour channel."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * ROWS, *arch.shapes["x"], generator=generator, dtype=torch.float64)
+    y = torch.randn(2 * ROWS, arch.shapes["y"][0], generator=generator, dtype=torch.float64)
+    ones = torch.ones(2 * ROWS, 1, dtype=x.dtype)
+    if arch is TOKENS:
+        y = y + planted * x[:, :, :1].abs().mean(1)
+        solved = torch.linalg.lstsq(torch.cat([x.mean(1), ones], 1)[:ROWS], y[:ROWS]).solution
+        weights = {"t.weight": solved[:-1].T.contiguous(), "t.bias": solved[-1]}
+    else:
+        y = y + planted * x[:, 1:2].mean(2)
+        seen = torch.nn.functional.pad(x, (1, 1)).unfold(2, 6, 1).mean(3)  # [rows, channels, taps]
+        solved = torch.stack([torch.linalg.lstsq(torch.cat([seen[:, c], ones], 1)[:ROWS], y[:ROWS, c]).solution for c in range(4)])
+        weights = {"t.weight": solved[:, None, :-1].contiguous(), "t.bias": solved[:, -1]}
+    return measure(arch, weights, Fold(x[:ROWS], y[:ROWS]), Fold(x[ROWS:], y[ROWS:]), LOSSES["regression"], rows=10**6, seed=seed, path=())
+
+
+def grows(arch: Architecture, seed: int, planted: float) -> bool:
+    edits = [(EDITS.get("deepen"), EDITS.get("deepen").Options(units=1)), (EDITS.get("connect"), EDITS.get("connect").Options())]
+    natural = REGISTRY.get("natural")(REGISTRY.get("natural").Options(starts=8, steps=10))
+    found = propose(fitted(arch, seed, planted), edits, natural, Limits(), alpha=0.05, key=(seed,))
+    assert len(found) > 1
+    return any(s.candidate.verdict == "grow" for s in found)
+
+
+@pytest.mark.parametrize("arch", [TOKENS, DEPTHWISE], ids=["tokens", "depthwise"])
+def test_no_signal_is_rarely_taken_for_signal_and_what_is_planted_is_seen(arch):
+    # At 5% false alarms, more than 6 of 40 happen less than once in 200 times.
+    assert sum(grows(arch, seed, 0.0) for seed in range(40)) <= 6
+    assert sum(grows(arch, seed, 1.5) for seed in range(5)) >= 4

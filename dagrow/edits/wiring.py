@@ -57,7 +57,8 @@ def joins(arch: Architecture) -> Joins:
 
 def _joins(arch: Architecture) -> Joins:
     sources = tuple(dict.fromkeys([*(i for i in arch.inputs if _numbers(arch, i)), *(arch.nodes[a].inputs[0] for a in affine_nodes(arch))]))
-    first = {group: next((p for p in group if not grouped(arch.nodes[p])), None) for group in set(arch.meeting.values())}
+    # One that is not grouped, if there is one: its parents' span is the larger.
+    first = {group: next((p for p in group if not grouped(arch.nodes[p])), group[0]) for group in set(arch.meeting.values()) if group}
     targets = tuple(a for a in affine_nodes(arch) if first[arch.meeting[a]] == a)
     places, size = np.array([arch.place[s] for s in sources]), len(arch.nodes) // 8 + 1
     strides = np.zeros((len(targets), len(sources)), np.int64)
