@@ -137,6 +137,8 @@ CASES = {
     "casts": (lambda m, x: m.a(x.float().to(x.device).type_as(x)).cpu() * (x[:, :4] > 0).float(), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
     "formats": (lambda m, x: (f"{x.shape} {x.mean()}", m.a(x))[1], lambda: {"a": nn.Linear(6, 4)}, (5, 6), "linear"),
     "unbound": (lambda m, x: sum(torch.relu(t) for t in m.a(x).unbind(1)), lambda: {"a": nn.Linear(6, 4)}, (5, 3, 6), None),
+    "asks what it has": (lambda m, x: m.a(x) if isinstance(x, torch.Tensor) and torch.is_tensor(x) and not isinstance(x, (int, list)) else x, lambda: {"a": nn.Linear(6, 4)}, (5, 6), "linear"),
+    "a checkpoint": (lambda m, x: torch.utils.checkpoint.checkpoint(m.a, x, use_reentrant=False), lambda: {"a": nn.Linear(6, 4)}, (5, 6), "linear"),
     "a dictionary of modules": (lambda m, x: m.d["b"](m.d["a"](x)), lambda: {"d": nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)})}, (5, 6), "linear linear"),
 }  # fmt: skip
 ACTIVATIONS = [
@@ -418,7 +420,7 @@ def test_what_cannot_come_in_is_refused_with_its_line(case):
     ("model", "example", "message"),
     [
         (nn.Linear(4, 2), torch.randn(4), "batch of rows"), (nn.Linear(4, 2), {"x": torch.randn(2, 4)}, "mapping"), (nn.Linear(4, 2), "x", "not a tensor"),
-        (nn.Linear(4, 2), torch.randn(0, 4), "batch of rows"), (nn.Linear(4, 2), [], "no example"), (3, torch.randn(2, 4), "no nn.Module"),
+        (nn.Linear(4, 2), torch.randn(0, 4), "batch of rows"), (nn.Linear(4, 2), torch.randn(2, 4, dtype=torch.complex64), "complex"), (nn.Linear(4, 2), [], "no example"), (3, torch.randn(2, 4), "no nn.Module"),
         (nn.Linear(4, 2), torch.randn(2, 5), "fails on the example input"), (nn.Linear(4, 2), [torch.randn(2, 4), 3], "not a tensor"),
     ],
 )  # fmt: skip

@@ -74,6 +74,8 @@ def _inputs(model: nn.Module, example: Any, opaque: Collection) -> list[Tensor]:
             raise ImportingError(f"the example input is {list(x.shape)}", fix="give a batch of rows: [rows, features] or [rows, channels, height, width]")
     if not found:
         raise ImportingError("there is no example input")
+    if any(t.is_complex() for t in (*found, *model.parameters(), *model.buffers())):
+        raise ImportingError("the model computes with complex numbers", fix="dagrow grows networks of real ones")
     paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
     for given in opaque:
         if isinstance(given, str) and (given not in paths or not given):

@@ -6,14 +6,18 @@ torch.fx finds the calls; the stand-ins know their values in two runs of differe
 
 from __future__ import annotations
 
+import builtins
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from dagrow.importing.errors import ImportingError
+from dagrow.importing.errors import HERE, TORCH, ImportingError
 from dagrow.importing.values import Held, Leaf, Rows, mapped
 
 AS_THEY_ARE = "dagrow follows one path for all inputs: choose by torch.where, or keep the module whole with opaque=[{path!r}]"
@@ -260,10 +264,21 @@ def _real(value: Any) -> Any:
     return leaf.tensor if isinstance(leaf, Leaf) and not isinstance(leaf.tensor, nn.Parameter) else value
 
 
+def _users(code: CodeType) -> bool:
+    """Whether it is the user's code that asks, and not torch's on its own account."""
+    return code.co_name == "is_tensor" or not code.co_filename.startswith((HERE + os.sep, TORCH + os.sep))
+
+
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Functions of autograd with a backward of their own are refused inside the block: torch.fx does not see them."""
-    apply = torch.autograd.Function.__dict__["apply"]
+    """Inside the block functions of autograd with a backward of their own are refused (torch.fx does not see them), and for the user's
+    code a stand-in is a torch.Tensor. Not by its class: torch's own C++ would take its memory for a tensor's."""
+    apply, ask = torch.autograd.Function.__dict__["apply"], builtins.isinstance
+
+    def is_one(thing, kinds):
+        if type(thing) is Stand and _users(sys._getframe(1).f_code):
+            return Tensor in (kinds if type(kinds) is tuple else (kinds,)) or ask(thing, kinds)
+        return ask(thing, kinds)
 
     def guard(cls, *args, **kwargs):
         found: list[Tracer] = []
@@ -274,8 +289,8 @@ def _guarded() -> Iterator[None]:
             raise ImportingError(f"{cls.__name__} has a backward of its own", fix=fix)
         return apply.__get__(None, cls)(*args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(guard)
+    torch.autograd.Function.apply, builtins.isinstance = classmethod(guard), is_one
     try:
         yield
     finally:
-        torch.autograd.Function.apply = apply
+        torch.autograd.Function.apply, builtins.isinstance = apply, ask
