@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def _single(loaders: Any, what: str) -> Any:
 def _base() -> type:
     """Lightning's Callback: of the package that is loaded, or else installed; object where there is none."""
     for name in sorted(HOMES, key=lambda n: n not in sys.modules):
-        if name in sys.modules or importlib.util.find_spec(name.partition(".")[0]) is not None:
+        with suppress(ModuleNotFoundError):
             return import_module(name).Callback
     return object
 
