@@ -52,7 +52,7 @@ def grown(tmp_path_factory):
     return dagrow.search(FRIEDMAN, tmp_path_factory.mktemp("module") / "run")
 
 
-@pytest.mark.parametrize("name", ["dagrow", "dagrow.api", "dagrow.graph.architecture", "dagrow.spec.loading", "dagrow.spec.describing"])
+@pytest.mark.parametrize("name", ["dagrow", "dagrow.api", "dagrow.graph.architecture", "dagrow.importing", "dagrow.spec.loading", "dagrow.spec.describing"])
 def test_examples_in_docstrings(name: str, place: Path, grown) -> None:
     found = doctest.testmod(importlib.import_module(name), extraglobs={"folder": place / "run", "finished": grown.folder, "dagrow": dagrow})
     assert found.attempted and not found.failed
