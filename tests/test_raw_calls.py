@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dagrow import ops
 from dagrow.graph import Architecture, Node
 from dagrow.graph.mixing import find
-from dagrow.graph.trace import BATCH, Labelled, Trace, _Recorder
+from dagrow.graph.recording import BATCH, Recorder
+from dagrow.graph.trace import Labelled, Trace
 from dagrow.registry import Options
 
 of = Node.of
@@ -215,7 +216,7 @@ def test_a_scale_that_follows_the_width_changes_the_function(raw):
 def test_fused_attention_of_the_cpu():
     """The kernel that is not taken apart: the same axes, and MACs by the closed form."""
     q, k, v = (torch.randn(BATCH, 3, 5, 4) for _ in range(3))
-    recipe = _Recorder().record(of("identity", "x"), "op", F.scaled_dot_product_attention, [q, k, v])
+    recipe = Recorder().record(of("identity", "x"), "op", F.scaled_dot_product_attention, [q, k, v])
     assert [s.func.overloadpacket.__name__ for s in recipe.steps] == ["_scaled_dot_product_flash_attention_for_cpu"]
     trace = Trace(find)
     inputs = [Labelled(tuple(t.shape), (None, trace.cells.fresh(3), None, trace.cells.fresh(4))) for t in (q, k, v)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from dagrow.errors import GraphError
 from dagrow.graph import mixing
 from dagrow.graph.node import Node, Recent
-from dagrow.graph.trace import BATCH, Labelled, Recipe, Trace, recipe
+from dagrow.graph.recording import BATCH, Recipe, recipe
+from dagrow.graph.trace import Labelled, Trace
 
 Shape = tuple[int, ...]
 _MACS = Recent()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dagrow.graph.node import Node, build
-from dagrow.graph.trace import Step, recipe
+from dagrow.graph.recording import Step, recipe
 
 if TYPE_CHECKING:
     from dagrow.graph.architecture import Architecture
