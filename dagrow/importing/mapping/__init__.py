@@ -10,26 +10,43 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from dagrow.importing.building import Builder
 from dagrow.importing.errors import Unfit
 from dagrow.importing.values import Held, Leaf
-
-if TYPE_CHECKING:
-    from dagrow.importing.lowering import Lowering
 
 Entry = Callable[["Ask"], Any]
 LAYERS: dict[type[nn.Module], Entry] = {}
 FUNCTIONS: dict[str, Entry] = {}
 
 
+class Work(Protocol):
+    """The lowering that asks (lowering.Lowering), as entries see it. names: id of a tensor of the user's -> its name."""
+
+    names: Mapping[int, str]
+    build: Builder
+
+    def solid(self, value: Held) -> Held:
+        """The value as a node's output."""
+
+    def placed(self, result: Held, form: Any, hint: str) -> Held:
+        """The value as computed by an expression, in a node of its own where the batch is a dimension of its own."""
+
+    def renamed(self, form: Any) -> Any:
+        """An expression with the user's tensors under their names."""
+
+    def dropping(self, p: float) -> float:
+        """What a dropout that is written as a function drops in training."""
+
+
 @dataclass
 class Ask:
     """One call: of a module (then its class' name) or of a function by its name, with arguments in which tensors are held."""
 
-    lowering: Lowering
+    lowering: Work
     name: str
     module: nn.Module | None
     args: tuple
