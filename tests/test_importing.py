@@ -132,6 +132,7 @@ CASES = {
     "rows made in forward": (lambda m, x: torch.cat([m.a(x), x.new_zeros(x.shape[0], 2), torch.ones_like(x)], 1), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
     "windows": (lambda m, x: windows(m.a(x)), lambda: {"a": nn.Linear(6, 6)}, (2, 4, 4, 6), None),
     "a language model": (lambda m, x: language(m, x), lambda: {"e": nn.Embedding(11, 8), "p": nn.Embedding(9, 8), "l": nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True), "mask": nn.Transformer.generate_square_subsequent_mask(9)}, "ids", None),
+    "a table of what is computed": (lambda m, x: m.s(m.e((x * 9).flatten(1).long().clamp(0, 10))).mean(1), lambda: {"e": nn.Embedding(11, 6), "s": nn.Linear(6, 2)}, (5, 2, 3), "scale flatten call embedding token_linear mean"),
     "a table with padding": (lambda m, x: m.e(x).mean(1), lambda: {"e": nn.Embedding(11, 6, padding_idx=0)}, "ids", None),
     "named results": (lambda m, x: m.a(x).max(1)[0] + m.a(x).sort(1).values[:, 0] + torch.topk(m.a(x), 2, dim=1)[0].sum(1), lambda: {"a": nn.Linear(6, 4)}, (5, 7, 6), None),
     "casts": (lambda m, x: m.a(x.float().to(x.device).type_as(x)).cpu() * (x[:, :4] > 0).float(), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),
@@ -317,6 +318,23 @@ class Hook:
         return output * 2
 
 
+class Parts(nn.Module):
+    """Parts with numbers and keys for names, and one that does other things in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.chain = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Tanh(), nn.Linear(6, 6)))
+        self.table = nn.ModuleDict({"3x3": nn.Linear(6, 6), "1-1": Noise()})
+
+    def forward(self, x):
+        return self.table["1-1"](self.chain(x) + self.table["3x3"](x))
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
 def hooked():
     module = nn.Linear(6, 6)
     module.register_forward_hook(Hook())
@@ -329,6 +347,8 @@ KEPT = {
     "recurrent": (lambda m, x: m.k(m.a(x))[0], lambda: {"a": nn.Linear(6, 6), "k": nn.LSTM(6, 5, batch_first=True)}, [], "recurrent"),
     "its last state": (lambda m, x: m.k(m.a(x))[1][-1], lambda: {"a": nn.Linear(6, 6), "k": nn.GRU(6, 5, 2, batch_first=True)}, [], "recurrent"),
     "weight norm": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))}, [], "parametrized"),
+    "parts of every name": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": Parts()}, "k", "as asked"),
+    "spectral norm": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5))}, [], "parametrized"),
     "hooks": (lambda m, x: m.k(m.a(x)), lambda: {"a": nn.Linear(6, 6), "k": hooked()}, [], "hooks"),
     "two inputs": (lambda m, x: m.k(m.a(x), x), lambda: {"a": nn.Linear(6, 6), "k": nn.Bilinear(6, 6, 3)}, ["k"], "as asked"),
     "two calls": (lambda m, x: m.k(m.k(m.a(x))), lambda: {"a": nn.Linear(6, 6), "k": Chooses()}, ["k"], "as asked"),
@@ -354,7 +374,8 @@ def test_what_is_kept_whole_trains_and_is_frozen(case):
     optimizer.step()
     assert not any(torch.equal(p, before[n]) for n, p in parameters_by_name(grown).items())
     with torch.no_grad():  # it computes with what has been trained, though it may hold its tensors twice
-        assert torch.equal(network(Imported(made.arch, {n: t.detach() for n, t in [*parameters_by_name(grown).items(), *plain_buffers(grown)]}, {}, {}))(x), grown(x))
+        again = Imported(made.arch, {n: t.detach() for n, t in [*parameters_by_name(grown).items(), *plain_buffers(grown)]}, {}, {})
+        assert torch.equal(network(again).eval()(x), grown.eval()(x))
 
 
 def test_a_module_kept_whole_has_to_be_there():
@@ -420,7 +441,7 @@ def test_what_cannot_come_in_is_refused_with_its_line(case):
     ("model", "example", "message"),
     [
         (nn.Linear(4, 2), torch.randn(4), "batch of rows"), (nn.Linear(4, 2), {"x": torch.randn(2, 4)}, "mapping"), (nn.Linear(4, 2), "x", "not a tensor"),
-        (nn.Linear(4, 2), torch.randn(0, 4), "batch of rows"), (nn.Linear(4, 2), torch.randn(2, 4, dtype=torch.complex64), "complex"), (nn.Linear(4, 2), [], "no example"), (3, torch.randn(2, 4), "no nn.Module"),
+        (nn.Linear(4, 2), torch.randn(0, 4), "batch of rows"), (nn.Linear(4, 2), torch.randn(2, 4, dtype=torch.complex64), "complex"), (nn.Linear(4, 2), [], "no example"), (3, torch.randn(2, 4), "no nn.Module"), (nn.Identity, torch.randn(2, 4), "is a class"),
         (nn.Linear(4, 2), torch.randn(2, 5), "fails on the example input"), (nn.Linear(4, 2), [torch.randn(2, 4), 3], "not a tensor"),
     ],
 )  # fmt: skip

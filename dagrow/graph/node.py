@@ -15,6 +15,8 @@ from dagrow.errors import GraphError
 from dagrow.graph.collecting import uncollected
 
 SEGMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+# Of the name of a parameter within its node: parts of a module kept whole may be numbered, or have keys such as 3x3.
+LOCAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 Module = nn.Module | Callable[..., Tensor]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dagrow.errors import GraphError
-from dagrow.graph.node import SEGMENT, Module, Node, apply, built
+from dagrow.graph.node import LOCAL, Module, Node, apply, built
 
 BATCH = 2
 Shape = tuple[int, ...]
@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(module, nn.Module):
             module.eval()
             for local, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                if not all(map(SEGMENT.match, local.split("."))):
+                if not all(map(LOCAL.match, local.split("."))):
                     raise GraphError(f"{name!r}: {ascii(local)[:80]} cannot name a parameter", node=name)
                 self.add(tensor)
                 leaves.append((local, tuple(tensor.shape), isinstance(tensor, nn.Parameter)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dagrow.errors import GraphError, nearest
-from dagrow.graph.node import SEGMENT, Node, shown
+from dagrow.graph.node import LOCAL, Node, shown
 
 
 def node_of(nodes: Mapping[str, object], full: str) -> str | None:
@@ -26,7 +26,7 @@ def check_ties(nodes: Mapping[str, Node], name: str) -> None:
     held: set[str] = set()
     for tie in nodes[name].tied:
         local, full = tie if isinstance(tie, tuple) and len(tie) == 2 else (None, None)
-        if not all(type(n) is str and len(n) < 2**11 and all(map(SEGMENT.match, n.split("."))) for n in (local, full)):
+        if not all(type(n) is str and len(n) < 2**11 and all(map(LOCAL.match, n.split("."))) for n in (local, full)):
             raise GraphError(f"{name!r}: {shown(local)} and {shown(full)} tie no parameter", node=name, fix="tied: {weight: other.weight}")
         owner = node_of(nodes, full)
         if owner is None:

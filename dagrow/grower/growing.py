@@ -56,7 +56,7 @@ class Grower:
         budget: Mapping[str, int | None] | None = None,
         every: int | None = None,
         score: Mapping[str, Any] | None = None,
-        opaque: Iterable = (),
+        opaque: str | type | Iterable[str | type] = (),
         seed: int = 0,
     ):
         if not isinstance(model, nn.Module):
@@ -71,7 +71,7 @@ class Grower:
         self.policy = Policy.of(edits, score, seed)
         self.history: list[Decision] = []
         self.taken = 0  # optimizer steps
-        self._opaque, self._live, self._ground, self._decided = tuple(opaque), None, None, 0
+        self._opaque, self._live, self._ground, self._decided = (opaque,) if isinstance(opaque, (str, type)) else tuple(opaque), None, None, 0
         self._example = example_input
         self._ear, self._batch = Ear(model) if every is not None else None, 0
         self._memory = Recollection(-(-4 * self.policy.score.rows // 3), self.policy.score.window)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from dagrow.importing.values import ROWS, Held
 __all__ = ["Imported", "ImportingError", "from_torch"]
 
 
-def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, opaque: Collection[str | type[nn.Module]] = ()) -> Imported:
+def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, opaque: str | type | Collection[str | type] = ()) -> Imported:
     """The architecture and weights of a PyTorch model, to the bit: `compile_architecture(arch, weights)` computes what the model does.
 
     example_input: a batch of rows that the model takes, batch first, or a list of several inputs. opaque: paths of modules, or
@@ -35,6 +35,7 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
     >>> list(made.arch.nodes), made.names["_0.weight"], made.arch.size
     (['input', '_0', '_1', '_2'], '0.weight', 58)
     """
+    opaque = (opaque,) if isinstance(opaque, (str, type)) else opaque
     inputs = _inputs(model, example_input, opaque)
     with _left_alone(model):
         run(model, inputs)
@@ -58,6 +59,8 @@ class _Followed(Lowering):
 
 
 def _inputs(model: nn.Module, example: Any, opaque: Collection) -> list[Tensor]:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ImportingError(f"{model.__name__} is a class, not a model", fix=f"make one of it: {model.__name__}(…)")
     if not isinstance(model, nn.Module):
         raise ImportingError(f"a {type(model).__name__} is no nn.Module")
     if hasattr(model, "_orig_mod"):
@@ -107,8 +110,7 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
     tracer = Tracer(work, work.leaf)
     try:
         held = [build.input(name, (runs[0][k], runs[1][k])) for k, name in enumerate(names)]
-        for path, module in model.named_modules():
-            module.training = training and not work.leaf(path, module)
+        _train(model, "", training, work.leaf)
         with torch.enable_grad():
             outputs = tracer.follow(model, held)
     except ImportingError as error:
@@ -130,6 +132,13 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
         raise ImportingError(f"the model's output does not depend on its input {idle[0]!r}", fix="leave that input out")
     work.ended = build.finished(work.outputs)
     return work
+
+
+def _train(module: nn.Module, path: str, mode: bool, leaf: Callable[[str, nn.Module], bool]) -> None:
+    """Sets the mode of what is followed; what is looked at as one thing stays in evaluation mode, with all that lies in it."""
+    module.training = mode = mode and not leaf(path, module)
+    for name, part in module.named_children():
+        _train(part, f"{path}.{name}" if path else name, mode, leaf)
 
 
 def _read(build: Builder, outputs: Sequence[str]) -> set[str]:

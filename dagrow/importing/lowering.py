@@ -231,7 +231,7 @@ class Lowering:
         if isinstance(form, Held):
             return form
         sizes = result.sizes
-        result.form, result.mixed = form, not any(isinstance(n, Rows) for n in sizes)
+        result.form, result.mixed, result.path = form, not any(isinstance(n, Rows) for n in sizes), self.build.path
         # What is no number of its own, a mask, goes into what reads it: nodes hand on floating values.
         return result if batch_dim(sizes) is None or not result.values[0].is_floating_point() else self.solid(result, hint)
 
@@ -247,8 +247,12 @@ class Lowering:
         form = held.form if not batch else Tree("movedim", (held.form, batch, 0))
         if not isinstance(form, Tree):
             raise Unfit("it is a parameter")
-        steps = Steps(form)
-        made = self.build.node("call", steps.inputs, steps.attrs, steps.own if steps.own else None, expected=held, batch=batch, hint=hint)
+        steps, reader = Steps(form), self.build.path
+        self.build.path = reader if held.path is None else held.path  # named where it is computed: its reader may be a node itself
+        try:
+            made = self.build.node("call", steps.inputs, steps.attrs, steps.own if steps.own else None, expected=held, batch=batch, hint=hint)
+        finally:
+            self.build.path = reader
         self.build.undo.append(lambda: vars(held).update(node=None))
         held.node, held.batch = made.node, batch
         return held

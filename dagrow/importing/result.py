@@ -51,7 +51,7 @@ class Imported:
 
     def notes(self) -> list[str]:
         """What to know of the import, a line each; none where all went in whole."""
-        rows = [f"{self.modules.get(node) or node} is kept whole and never grown through: {why}" for node, why in self.kept.items()]
+        rows = list(dict.fromkeys(f"{self.modules.get(node) or node} is kept whole and never grown through: {why}" for node, why in self.kept.items()))
         if self.unused:
             rows.append(f"forward does not use {', '.join(self.unused)}")
         if self.differs:

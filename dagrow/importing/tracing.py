@@ -70,8 +70,8 @@ class Stand(fx.Proxy):
         raise ImportingError("what it does depends on the values of a tensor", fix=self.tracer.way_out())
 
     def __setitem__(self, place, value):
-        fix = f"make a new tensor (torch.cat, torch.where, F.pad) instead, or keep the module whole with opaque=[{self.tracer.path!r}]"
-        raise ImportingError("it writes into a part of a tensor", fix=fix)
+        whole = f", or keep the module whole with opaque=[{self.tracer.path!r}]" if self.tracer.path else ""
+        raise ImportingError("it writes into a part of a tensor", fix=f"make a new tensor (torch.cat, torch.where, F.pad) instead{whole}")
 
     def __contains__(self, value):
         return bool(self)
@@ -225,7 +225,7 @@ class Tracer(fx.Tracer):
 
     def _graded(self) -> None:
         if not torch.is_grad_enabled():
-            raise ImportingError("it computes without gradients (torch.no_grad)", fix=f"use detach(), or keep the module whole: opaque=[{self.path!r}]")
+            raise ImportingError("it computes without gradients (torch.no_grad)", fix="use detach()" + (f", or keep the module whole: opaque=[{self.path!r}]" if self.path else ""))
 
     def written(self, stand: Stand, made: Stand) -> Stand:
         """`stand` has been overwritten with what was made."""

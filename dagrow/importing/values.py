@@ -109,6 +109,7 @@ class Held:
     node: the node whose output it is, with the batch first, while the user's tensor has it at dimension `batch`.
     form: where it is no node's output: how it is computed from held tensors, or from the user's parameters alone (a Leaf is one).
     narrow: what it was before it was expanded without a change of values. mixed: whether it is one for all rows of a batch.
+    path: of the user's module that computes it, where it waits for what reads it.
     """
 
     values: tuple[Tensor, Tensor]
@@ -117,6 +118,7 @@ class Held:
     form: Tree | Leaf | None = None
     narrow: Held | None = None
     mixed: bool = False
+    path: str | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
