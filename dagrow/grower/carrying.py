@@ -5,7 +5,7 @@ newborn entry of an old tensor is taken for an old one: were its second moment 0
 too large for it. It gets what the incumbents of its tensor have, times how much larger its gradient's square is than
 theirs, both measured on the grown network: whatever the loss's scale, batch and decay, its updates are then in proportion.
 Where there is a first moment, too, which starts at 0, it gets a quarter of that: its updates are then .5 to .9 of the
-incumbents' at first and 1.1 to 1.9 of them after 50 steps (tools/bench_grower.py).
+incumbents' at first and 1.1 to 2 of them after 50 steps (tools/bench_grower.py).
 """
 
 from __future__ import annotations
