@@ -466,13 +466,136 @@ def test_hostile_names_become_names_of_nodes(name):
     same(made, model, x)
 
 
+
+# -- what the example, or evaluation, does not show -------------------------------------------------------------------
+
+
+def dropped(m, x):
+    h = m.a(x)
+    m.drop(h[:, :3])
+    return h
+
+
+def halves(m, x):
+    h = m.a(x)
+    one, other = h.chunk(2, 1)
+    one += other
+    return h
+
+
+def through(m, x):
+    h = m.a(x)
+    h.detach().mul_(2)
+    return h
+
+
+UNSEEN = {
+    "a constant of training": (lambda m, x: m.a(x) + torch.ones(6) * m.training, "first at 'add.w0'"),
+    "noise of training": (lambda m, x: m.a(x) + torch.randn(6) * m.training, "first at 'add.w0'"),
+    "a forward of its own": (lambda m, x: m.patched(x), "in training the model does other things"),
+    "frozen by train": (lambda m, x: m.frozen(x), "'frozen.norm' stays in evaluation mode"),
+    "a part dropped in place": (dropped, "written into by way of another view"),
+    "a part summed in place": (halves, "written into by way of another view"),
+    "past autograd": (through, "written into by way of another view"),
+    "more than 32 rows": (lambda m, x: m.a(x) * 2 if x.shape[0] > 32 else m.a(x), "depends on the number of rows"),
+    "a quarter of the rows": (lambda m, x: m.a(x) * (1 + x.shape[0] // 16), "computes with the number of rows"),
+    "the lesser number": (lambda m, x: m.a(x) * min(x.shape[0], 6), "depends on the number of rows"),
+    "a whole number": (lambda m, x: m.a(x) * 2 if int(x.shape[0]) > 8 else m.a(x), "outputs on 67 rows"),
+    "the first rows": (lambda m, x: m.a(x)[:8], "outputs on 67 rows"),
+    "pieces of eight": (lambda m, x: torch.cat([t * (1 + k) for k, t in enumerate(m.a(x).split(8))]), "outputs on 67 rows"),
+    "some of the rows": (lambda m, x: m.a(x)[x[:, 0] > -9], "sizes are not known beforehand"),
+    "no derivative": (lambda m, x: m.a(x).copy_(m.a(x) * 2), "has no gradients"),
+}
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_what_neither_the_example_nor_evaluation_shows_is_refused(case):
+    function, message = UNSEEN[case]
+    model = Of(function, a=nn.Linear(6, 6), drop=nn.Dropout(0.5, inplace=True), patched=nn.Linear(6, 6), **({"frozen": Frozen()} if "frozen" in case else {}))
+    model.patched.forward = lambda x: nn.functional.linear(x, model.patched.weight) * (2 if model.patched.training else 1)
+    with pytest.raises(ImportingError, match=message):
+        from_torch(model, torch.randn(4, 6))
+    assert model.training
+
+
+@pytest.mark.parametrize("example", [torch.randn(1, 6), torch.ones(4, 6), torch.zeros(4, 6)])
+@pytest.mark.parametrize("mixing", [lambda x: x.flip(0), lambda x: x.roll(1, 0), lambda x: x.sort(0)[0]])
+def test_rows_that_are_all_the_same_hide_nothing(example, mixing):
+    with pytest.raises(ImportingError, match="depends on the other rows"):
+        from_torch(Of(lambda m, x: mixing(m.a(x)), a=nn.Linear(6, 6)), example)
+
+
+def test_statistics_that_training_changes_are_read_as_they_are():
+    model = Of(lambda m, x: m.norm(m.a(x)) * m.norm.running_var.sqrt() * (1 + m.norm.num_batches_tracked), a=nn.Linear(6, 6), norm=nn.BatchNorm1d(6))
+    x = torch.randn(4, 6)
+    made = from_torch(model, x)
+    grown, model = network(made).train(), model.train()
+    for _ in range(2):
+        assert torch.equal(grown(x), model(x))
+
+
+def test_a_norm_by_itself_is_no_function_of_rows():
+    with pytest.raises(ImportingError, match="in training mode"):
+        from_torch(nn.BatchNorm1d(6), torch.randn(4, 6))
+    volumes = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.BatchNorm3d(1), nn.Flatten())
+    x = torch.randn(4, 2, 3, 3)
+    made = from_torch(volumes, x)
+    assert list(made.kept.values()) == ["dagrow has no op for it"]
+    same(made, volumes, x, training=True)
+
+
+def test_parts_written_into_one_by_one_come_in():
+    """A unit of ShuffleNet with activations in place: the halves do not lie in one another."""
+
+    def function(m, x):
+        h = m.a(x)
+        one, other = h[:, :3], h[:, 3:]
+        return torch.cat([one, m.b(m.act(other))], 1)
+
+    model, x = Of(function, a=nn.Linear(6, 6), b=nn.Linear(3, 3), act=nn.ReLU(inplace=True)), torch.randn(4, 6)
+    made = from_torch(model, x)
+    assert torch.equal(network(made).eval()(x), model.eval()(x))
+
+
+def test_len_is_a_size():
+    model, x = Of(lambda m, x: m.a(x).view(len(x), 2, 3), a=nn.Linear(6, 6)), torch.randn(4, 6)
+    same(from_torch(model, x), model, x)
+
+
+def test_what_forward_stores_is_no_stand_in():
+    def function(m, x):
+        h = m.a(x)
+        if m.training:
+            m.last = h
+            m.seen.append(h)
+        return h
+
+    model = Of(function, a=nn.Linear(6, 6), seen=[])
+    from_torch(model, torch.randn(4, 6))
+    assert not hasattr(model, "last") and model.seen == []
+
+
 # -- the number of rows ----------------------------------------------------------------------------------------------
 
 
 def test_sizes_that_depend_on_the_rows_stay_so():
     rows = Rows((2, 3))
     assert (rows * 4).times == 4 and (4 * rows).times == 4 and rows // rows == 1 and rows * 6 // rows == 6 and (rows + rows).times == 2
-    assert rows == Rows((2, 3)) and rows != 7 and rows > 0
+    assert rows == Rows((2, 3)) and rows != 0 and rows > 0
     with pytest.raises(ImportingError, match="depends on the number of rows"):
         bool(rows == 2)
 

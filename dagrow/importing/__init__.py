@@ -15,9 +15,9 @@ from dagrow.graph import Architecture
 from dagrow.importing.building import Builder, Names
 from dagrow.importing.comparing import compare, run, some
 from dagrow.importing.errors import ImportingError, Unfit, located
-from dagrow.importing.lowering import Lowering
+from dagrow.importing.lowering import FICKLE, Lowering
 from dagrow.importing.result import Imported
-from dagrow.importing.tracing import Tracer
+from dagrow.importing.tracing import Stand, Tracer, stands_in
 from dagrow.importing.values import ROWS, Held
 
 __all__ = ["Imported", "ImportingError", "from_torch"]
@@ -42,8 +42,9 @@ def from_torch(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, op
         runs = [tuple(some(x, count) for x in inputs) for count in ROWS]
         first = _followed(model, inputs, runs, opaque, None)
         trained = _followed(model, inputs, runs, opaque, None, training=True)
-        if trained.ended.nodes != first.ended.nodes:
-            raise _two_ways(first.ended.nodes, trained.ended.nodes)
+        for one, other in zip(_shown(first), _shown(trained), strict=True):
+            if one != other:
+                raise _two_ways(one, other)
         if any(trained.dropouts) or any(first.dropouts):
             first = _followed(model, inputs, runs, opaque, trained.dropouts)
         made = _imported(model, first)
@@ -89,16 +90,29 @@ def _inputs(model: nn.Module, example: Any, opaque: Collection) -> list[Tensor]:
 
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
-    """The modes of all modules, and torch's generator, are afterwards what they were."""
-    modes = {m: m.training for m in model.modules()}
+    """The modes and attributes of all modules, and torch's generator, are afterwards what they were."""
+    was, modes = model.training, {m: m.training for m in model.modules()}
+    held = {m: {k: v for k, v in vars(m).items() if not k.startswith("_")} for m in modes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
+            model.train()
+            still = [path for path, m in model.named_modules() if isinstance(m, FICKLE) and not m.training]
             model.eval()
+            if still:
+                fix = "freeze a batch norm by F.batch_norm(…, training=False), and leave a dropout out"
+                raise ImportingError(f"{still[0]!r} stays in evaluation mode when the model is trained", fix=fix)
             yield
         finally:
+            model.train(was)  # the model's own way, which may do more
             for m in model.modules():
                 m.training = modes.get(m, model.training)
+                for key in [k for k, v in vars(m).items() if isinstance(v, Stand) or isinstance(v, (list, tuple, dict)) and any(stands_in(v))]:
+                    # What forward stored of a run that was followed; a list that was there before has grown.
+                    before, value = held.get(m, {}).get(key), vars(m).pop(key)
+                    if isinstance(value, list):
+                        value[:] = [v for v in value if not isinstance(v, Stand)]
+                    vars(m).update({} if before is None else {key: before})
 
 
 def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque: Collection, plan: list[float] | None, training: bool = False) -> _Followed:
@@ -107,6 +121,7 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
     build = Builder(Names(model, names))
     spoken = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     work = _Followed(build, spoken, tuple(opaque), plan)
+    work.moving = {spoken[id(b)] for m in model.modules() if isinstance(m, FICKLE) for b in m.buffers() if id(b) in spoken}
     tracer = Tracer(work, work.leaf)
     try:
         held = [build.input(name, (runs[0][k], runs[1][k])) for k, name in enumerate(names)]
@@ -136,7 +151,7 @@ def _followed(model: nn.Module, inputs: Sequence[Tensor], runs: Sequence, opaque
 
 def _train(module: nn.Module, path: str, mode: bool, leaf: Callable[[str, nn.Module], bool]) -> None:
     """Sets the mode of what is followed; what is looked at as one thing stays in evaluation mode, with all that lies in it."""
-    module.training = mode = mode and not leaf(path, module)
+    module.training = mode = mode and not (path and leaf(path, module))
     for name, part in module.named_children():
         _train(part, f"{path}.{name}" if path else name, mode, leaf)
 
@@ -181,6 +196,13 @@ def _ends(work: _Followed, outputs: Any) -> tuple[str, ...]:
             name = work.build.node("identity", [solid], {}, expected=solid, hint="output").node
         made.append(name)
     return tuple(made)
+
+
+def _shown(work: _Followed) -> tuple[Mapping, ...]:
+    """What has to be the same in evaluation and in training: nodes, which tensors they hold, and the values of those without a name."""
+    ended = work.ended
+    values = {full: t.tolist() for full, t in ended.weights.items() if full not in ended.names}
+    return ended.nodes, ended.names, {full: repr(v) for full, v in values.items()}
 
 
 def _two_ways(one: Mapping, other: Mapping) -> ImportingError:

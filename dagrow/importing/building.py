@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dagrow.errors import GraphError
 from dagrow.graph import Node
 from dagrow.graph.node import SEGMENT, tensors_of
+from dagrow.graph.recording import recipe
 from dagrow.importing.errors import ImportingError, Unfit
 from dagrow.importing.values import Held, Leaf, batch_dim, equal
 from dagrow.recorded import Recorded
@@ -133,6 +134,11 @@ class Builder:
             module = made.rule.build(made.attrs, *shapes)
         except (GraphError, pydantic.ValidationError, KeyError) as error:
             raise Unfit(str(error)) from None
+        if op == "call":
+            try:
+                recipe(made, hint or op, shapes)
+            except (GraphError, RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise Unfit(f"its sizes are not known beforehand: {str(error).splitlines()[0]}") from None
         name = self.spoken.module(self.path) if hint is None else self.spoken.function(self.path, hint)
         self._hold(name, made, module, tensors or {})
         values = self._run(name, module, inputs)

@@ -15,6 +15,7 @@ from dagrow.importing.building import Builder
 from dagrow.importing.errors import ImportingError, Unfit
 from dagrow.importing.expressions import Steps, expression
 from dagrow.importing.mapping import FUNCTIONS, Ask, mapping_of
+from dagrow.importing.memory import laid
 from dagrow.importing.running import both
 from dagrow.importing.values import ROWS, Held, Leaf, Rows, Tree, batch_dim, held_in, mapped
 from dagrow.recorded import keep
@@ -28,7 +29,8 @@ FICKLE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReL
 class Lowering:
     """Makes nodes in `build`. opaque: paths and classes to keep whole. trained: for each functional dropout, its probability in training (0: off).
 
-    kept: node -> why it is kept whole. folded: buffers of which only what they come to is held.
+    kept: node -> why it is kept whole. folded: buffers of which only what they come to is held. moving: buffers that modules
+    change in training.
     """
 
     build: Builder
@@ -38,6 +40,7 @@ class Lowering:
     dropouts: list[float] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     folded: set[str] = field(default_factory=set)
+    moving: Collection[str] = ()
 
     # -- modules -----------------------------------------------------------------------------------------------------
 
@@ -47,9 +50,13 @@ class Lowering:
             return "as asked"
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             return "a recurrent network"
+        if isinstance(module, torch.jit.ScriptModule):
+            return "a TorchScript module"
         if nn.utils.parametrize.is_parametrized(module):
             return "its parameters are parametrized"
-        if module._forward_hooks or module._forward_pre_hooks:
+        if isinstance(module, FICKLE) and type(module).__module__.startswith("torch.nn.") and mapping_of(module) is None:
+            return "dagrow has no op for it"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return "it has hooks"
         return None
 
@@ -67,7 +74,7 @@ class Lowering:
                 ways.append(lambda: self._expressed(type(module).__name__.lower(), module, args, kwargs, result))
             made, reason = self._first(ways)
             if reason is None:
-                return made
+                return laid(made, result)
         return self.keep_whole(path, module, args, kwargs, result, reason)
 
     def unknown(self, path: str, module: nn.Module, args: tuple, kwargs: dict, reason: str) -> Any:
@@ -143,7 +150,7 @@ class Lowering:
         made, reason = self._first(ways)
         if reason is not None:
             raise ImportingError(f"dagrow has nothing for {name}: {reason}", fix=self.way_out())
-        return made
+        return laid(made, result)
 
     def way_out(self) -> str:
         path = self.build.path
@@ -176,7 +183,7 @@ class Lowering:
         """A function of parameters, buffers and constants alone: it waits for what reads it."""
         form = self.renamed(expression(name, function, args, kwargs, result))
         leaves = list(leaves_in(form))
-        constant = not any(isinstance(leaf.tensor, nn.Parameter) for leaf in leaves)
+        constant = not any(isinstance(leaf.tensor, nn.Parameter) or leaf.name in self.moving for leaf in leaves)
 
         def held(value, part):
             if isinstance(value, Held):

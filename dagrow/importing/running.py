@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dagrow.importing.errors import ImportingError, Unfit
+from dagrow.importing.memory import note
 from dagrow.importing.values import ROWS, Held, in_run, mapped, sized
 
 
@@ -18,10 +19,11 @@ def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
 
     def given(value, run):
         if isinstance(value, Held):
-            return value.values[run].clone()  # what the function changes in place stays its own
+            copies.append((value.values[run], value.values[run].clone()))  # what the function changes in place stays its own
+            return copies[-1][1]
         return in_run(value, run)
 
-    made = []
+    made, copies = [], []
     for run in (0, 1):
         try:
             with torch.no_grad():
@@ -31,6 +33,7 @@ def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
                 raise
             fix = "where forward makes a tensor of as many rows as the batch has, make it of the batch: x.new_zeros(…), torch.zeros_like(x)"
             raise ImportingError(f"it works with {ROWS[0]} rows, not with {ROWS[1]}: {str(error).splitlines()[0]}", fix=fix) from error
+    mapped(made, lambda v: note(v, copies) if isinstance(v, Tensor) else None)
     return paired(*made)
 
 

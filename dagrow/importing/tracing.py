@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dagrow.importing.errors import HERE, TORCH, ImportingError
+from dagrow.importing.memory import overlap
 from dagrow.importing.values import Held, Leaf, Rows, mapped
 
 AS_THEY_ARE = "dagrow follows one path for all inputs: choose by torch.where, or keep the module whole with opaque=[{path!r}]"
@@ -41,7 +43,8 @@ class Stand(fx.Proxy):
 
     def __init__(self, held: Held, tracer: Tracer):
         super().__init__(None, tracer)
-        self.held = held
+        self.held, self.stale = held, False
+        tracer.stands.append(weakref.ref(self))
 
     def __repr__(self) -> str:
         return f"Stand({', '.join(map(str, self.held.sizes))})"
@@ -88,6 +91,13 @@ class Stand(fx.Proxy):
         return tracer.told(name, function, args, kwargs or {})
 
 
+def stands_in(value: Any) -> list[bool]:
+    """Whether the parts of a structure are stand-ins."""
+    found: list[bool] = []
+    mapped(value, lambda v: found.append(isinstance(v, Stand)))
+    return found
+
+
 def tracer_parts(stand: Stand) -> list:
     """The parts of a tensor along its first dimension."""
     size = stand.held.sizes[0]
@@ -123,6 +133,7 @@ class Tracer(fx.Tracer):
         self.scopes: list[str] = [""]
         self.silent = False
         self.names: dict[int, tuple[str, Tensor]] = {}
+        self.stands: list[weakref.ref[Stand]] = []
 
     @property
     def path(self) -> str:
@@ -149,7 +160,7 @@ class Tracer(fx.Tracer):
         return a
 
     def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
-        self._made = mapped(args[0], lambda v: v.held if isinstance(v, Stand) else v)
+        self._made = self._held(args[0])
 
     def create_proxy(self, kind, target, args, kwargs, name=None, type_expr=None, proxy_factory_fn=None):
         return self.told(target.__name__.strip("_"), target, args, kwargs)
@@ -231,11 +242,23 @@ class Tracer(fx.Tracer):
         """`stand` has been overwritten with what was made."""
         if stand.held.own:
             raise ImportingError("it changes a buffer or parameter as it runs", fix=self.way_out())
+        for other in (ref() for ref in self.stands):
+            if other is not None and other is not stand and overlap(other.held.values[0], stand.held.values[0]):
+                other.stale = True
         stand.held = made.held
         return stand
 
     def _held(self, value):
-        return mapped(value, lambda v: v.held if isinstance(v, Stand) else v)
+        return mapped(value, self._current)
+
+    def _current(self, value):
+        """What a stand-in holds; of a view that has been written through none of the names of what was there is followed."""
+        if not isinstance(value, Stand):
+            return value
+        if value.stale:
+            fix = "write x = f(x) where it is changed in place, or keep the module whole with opaque=[…]"
+            raise ImportingError("it reads a tensor that was written into by way of another view of it", fix=fix)
+        return value.held
 
     def _standing(self, work: Callable[[], Any]):
         with self._quiet():
@@ -272,8 +295,11 @@ def _users(code: CodeType) -> bool:
 @contextmanager
 def _guarded() -> Iterator[None]:
     """Inside the block functions of autograd with a backward of their own are refused (torch.fx does not see them), and for the user's
-    code a stand-in is a torch.Tensor. Not by its class: torch's own C++ would take its memory for a tensor's."""
-    apply, ask = torch.autograd.Function.__dict__["apply"], builtins.isinstance
+    code a stand-in is a torch.Tensor, and its len a size like others. Not by its class: torch's own C++ would take its memory for a tensor's."""
+    apply, ask, count = torch.autograd.Function.__dict__["apply"], builtins.isinstance, builtins.len
+
+    def size(thing):
+        return thing.held.sizes[0] if type(thing) is Stand else count(thing)
 
     def is_one(thing, kinds):
         if type(thing) is Stand and _users(sys._getframe(1).f_code):
@@ -289,8 +315,8 @@ def _guarded() -> Iterator[None]:
             raise ImportingError(f"{cls.__name__} has a backward of its own", fix=fix)
         return apply.__get__(None, cls)(*args, **kwargs)
 
-    torch.autograd.Function.apply, builtins.isinstance = classmethod(guard), is_one
+    torch.autograd.Function.apply, builtins.isinstance, builtins.len = classmethod(guard), is_one, size
     try:
         yield
     finally:
-        torch.autograd.Function.apply, builtins.isinstance = apply, ask
+        torch.autograd.Function.apply, builtins.isinstance, builtins.len = apply, ask, count

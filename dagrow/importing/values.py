@@ -14,16 +14,21 @@ from dagrow.importing.errors import ImportingError
 
 # Sizes that differ between runs of so many rows depend on the batch.
 ROWS = (2, 3)
+# What the two runs cannot tell, a test for more than 32 rows or rows // 4, is asked of these, too.
+OTHERS = (*range(4, 18), 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1000, 1023, 1024, 1025, 4096, 65536, 2**20)
 
 
 class Rows(int):
-    """A size that depends on the number of rows: `sizes` in the two runs. Sums and products of it stay such sizes."""
+    """A size that depends on the number of rows: `sizes` in the two runs, `others` for OTHERS. Sums and products of it stay such sizes."""
 
     sizes: tuple[int, int]
+    others: tuple[int, ...]
 
-    def __new__(cls, sizes: tuple[int, int]):
+    def __new__(cls, sizes: tuple[int, int], others: tuple[int, ...] | None = None):
         made = super().__new__(cls, sizes[0])
         made.sizes = sizes
+        slope = sizes[1] - sizes[0]
+        made.others = tuple(sizes[0] + (n - ROWS[0]) * slope for n in OTHERS) if others is None else others
         return made
 
     @property
@@ -49,18 +54,25 @@ def in_run(value: Any, run: int):
     return value.sizes[run] if isinstance(value, Rows) else value
 
 
+def _everywhere(function: Callable, self: Rows, other: Any, turned: bool = False) -> list:
+    """What a function of two sizes gives in the two runs, and for OTHERS."""
+    mine = (*self.sizes, *self.others)
+    theirs = (*other.sizes, *other.others) if isinstance(other, Rows) else (other,) * len(mine)
+    return [function(b, a) if turned else function(a, b) for a, b in zip(mine, theirs, strict=True)]
+
+
 def _arithmetic(name: str) -> None:
     function = getattr(operator, name)
 
     def method(self, other, turned=False):
         if not isinstance(other, (int, float)):
             return NotImplemented
-        pair = [function(*((in_run(other, k), self.sizes[k]) if turned else (self.sizes[k], in_run(other, k)))) for k in (0, 1)]
-        if pair[0] == pair[1]:
-            return pair[0]
-        if not all(type(p) is int for p in pair):
+        made = _everywhere(function, self, other, turned)
+        if len(set(made)) == 1:
+            return made[0]
+        if made[0] == made[1] or not all(type(p) is int for p in made):
             raise ImportingError("it computes with the number of rows")
-        return Rows((pair[0], pair[1]))
+        return Rows((made[0], made[1]), tuple(made[2:]))
 
     setattr(Rows, f"__{name}__", method)
     setattr(Rows, f"__r{name}__", lambda self, other: method(self, other, turned=True))
@@ -72,10 +84,10 @@ def _comparison(name: str) -> None:
     def method(self, other):
         if not isinstance(other, (int, float)):
             return NotImplemented
-        pair = [function(self.sizes[k], in_run(other, k)) for k in (0, 1)]
-        if pair[0] != pair[1]:
+        made = _everywhere(function, self, other)
+        if len(set(made)) > 1:
             raise ImportingError("what it does depends on the number of rows")
-        return pair[0]
+        return made[0]
 
     setattr(Rows, f"__{name}__", method)
 

@@ -134,7 +134,9 @@ def function(*names: str) -> Callable[[Entry], Entry]:
 
 
 def mapping_of(module: nn.Module) -> Entry | None:
-    """The entry of a module's class, or of the class of torch's that it inherits all it does from."""
+    """The entry of a module's class, or of the class of torch's that it inherits all it does from; a forward of its own is followed."""
+    if "forward" in vars(module):
+        return None
     for kind in type(module).__mro__:
         if kind in LAYERS:
             return LAYERS[kind]
