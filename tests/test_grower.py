@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import dagrow
 from dagrow.compiler import compile_architecture
-from dagrow.errors import BudgetError, DagrowError, RunError, UnknownName, UsageError
+from dagrow.errors import BudgetError, DagrowError, ExportError, RunError, UnknownName, UsageError
 from dagrow.graph import Architecture, Node
 from dagrow.grower import carrying, growing
 from dagrow.grower.live import Live
@@ -216,6 +216,35 @@ def test_a_tensor_that_holds_several_nodes_is_taken_apart():
     carrying.take(optimizer, arch, carrying.Carried(plan.change), live.tensors(), live.names)
     assert live.packed is False and torch.equal(model(x), before) and list(model.state_dict()) == ["grown.a.weight", "grown.b.weight"]
     assert len(optimizer.param_groups[0]["params"]) == 1 and [id(p) for p in optimizer.param_groups[1]["params"]] == [id(p) for p in model.parameters()]
+
+
+class Causal(nn.Module):
+    """With a part of a mask, and numbers of places, that the nodes hold and the model does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.places, self.head = nn.Linear(8, 6), nn.Embedding(8, 6), nn.Linear(6, 10)
+        self.register_buffer("mask", torch.ones(16, 16).tril())
+
+    def forward(self, x):
+        h = self.embed(x.view(-1, 8, 8))
+        h = h + self.places(torch.arange(h.shape[1]))
+        near = (h @ h.transpose(1, 2)).masked_fill(self.mask[:8, :8] == 0, -9.0)
+        return self.head((near.softmax(-1) @ h)[:, -1])
+
+
+def test_what_the_nodes_hold_and_the_model_does_not(rows, tmp_path):
+    model, optimizer, grower = grown(rows, model=Causal(), edits=("deepen",))
+    assert decide(grower, rows).changed
+    network = compile_architecture(grower.architecture, grower._weights()).eval()
+    assert torch.allclose(model.eval()(rows[0]), network(rows[0]), atol=1e-5)
+    agree(model, optimizer)
+    trained(model, optimizer, *rows, steps=5)
+    grower.save(tmp_path / "net.safetensors")
+    fresh = Causal()
+    again = dagrow.Grower(fresh, torch.optim.Adam(fresh.parameters(), 3e-3), rows[0][:2], edits=("deepen",), score=SCORE)
+    again.load(tmp_path / "net.safetensors")
+    assert torch.equal(fresh(rows[0]), model(rows[0])) and decide(again, rows) == decide(grower, rows)
 
 
 OPTIMIZERS = {
@@ -536,3 +565,13 @@ def test_exports(rows, tmp_path):
     decide(grower, rows)
     path, difference = grower.export("torchscript", tmp_path / "net.pt")
     assert path.exists() and difference <= 1e-5
+
+
+def test_exports_of_parametrized_modules(rows, tmp_path):
+    x, norms = rows[0][:4], (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm)
+    models = [nn.Sequential(norm(nn.Linear(64, 4)), nn.ReLU(), nn.Linear(4, 2)) for norm in norms]
+    new, old = (dagrow.Grower(m, torch.optim.SGD(m.parameters(), 0.1), x) for m in models)
+    assert new.export("torchscript", tmp_path / "net.pt")[1] <= 1e-5
+    assert torch.allclose(torch.jit.load(tmp_path / "net.pt")(x), models[0].eval()(x), atol=1e-5) and len(list(models[0].parameters())) == 5
+    with pytest.raises(ExportError, match="export pt2"):
+        old.export("torchscript", tmp_path / "old.pt")

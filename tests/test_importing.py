@@ -133,6 +133,7 @@ CASES = {
     "windows": (lambda m, x: windows(m.a(x)), lambda: {"a": nn.Linear(6, 6)}, (2, 4, 4, 6), None),
     "a language model": (lambda m, x: language(m, x), lambda: {"e": nn.Embedding(11, 8), "p": nn.Embedding(9, 8), "l": nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True), "mask": nn.Transformer.generate_square_subsequent_mask(9)}, "ids", None),
     "a table of what is computed": (lambda m, x: m.s(m.e((x * 9).flatten(1).long().clamp(0, 10))).mean(1), lambda: {"e": nn.Embedding(11, 6), "s": nn.Linear(6, 2)}, (5, 2, 3), "scale flatten call embedding token_linear mean"),
+    "rows that lie apart": (lambda m, x: m.b(torch.relu(m.a(x))[:, -1]), lambda: {"a": nn.Linear(6, 7), "b": nn.Linear(7, 6)}, (5, 8, 6), None),
     "a table with padding": (lambda m, x: m.e(x).mean(1), lambda: {"e": nn.Embedding(11, 6, padding_idx=0)}, "ids", None),
     "named results": (lambda m, x: m.a(x).max(1)[0] + m.a(x).sort(1).values[:, 0] + torch.topk(m.a(x), 2, dim=1)[0].sum(1), lambda: {"a": nn.Linear(6, 4)}, (5, 7, 6), None),
     "casts": (lambda m, x: m.a(x.float().to(x.device).type_as(x)).cpu() * (x[:, :4] > 0).float(), lambda: {"a": nn.Linear(6, 4)}, (5, 6), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from typing import Literal
@@ -34,7 +35,7 @@ def load(path):
 
         from dagrow.compiler import with_source
 
-        deployed = bundle.deployed(options.output)
+        deployed = _plain(bundle.deployed(options.output))
         buffer = io.BytesIO()
         with warnings.catch_warnings():
             # We know; pt2 is the other format. Only here, only this: the user's own warnings stay.
@@ -45,7 +46,25 @@ def load(path):
                 if options.freeze:
                     program = torch.jit.freeze(program)
                 torch.jit.save(program, buffer, _extra_files=cls.texts(bundle, options))
-            except (torch.jit.frontend.FrontendError, RuntimeError, TypeError, OSError) as error:
+            except (torch.jit.frontend.FrontendError, RuntimeError, TypeError, AttributeError, OSError) as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 raise ExportError(f"the network cannot be put into TorchScript: {reason}", fix="export pt2 instead") from None
         return buffer.getvalue()
+
+
+def _plain(network):
+    """The network with what parametrized tensors (weight norm, spectral norm) come to: scripts know no others."""
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    if not any(map(parametrize.is_parametrized, network.modules())):
+        return network
+    network = copy.deepcopy(network)
+    for module in filter(parametrize.is_parametrized, list(network.modules())):
+        values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+        # Not by remove_parametrizations: it changes the class, which the user's module has too.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return network

@@ -41,6 +41,7 @@ class Live:
 
     names: "node.local" -> the model's own dotted name of the parameter or buffer. paths: node -> the path of the module that
     is the node, where there is one. leads: of tensors that the model holds with so many more dimensions of size 1 in front.
+    constants: "node.local" -> tensors that nodes hold and the model does not, such as a part of a mask, until it runs the nodes.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Live:
     names: dict[str, str]
     paths: dict[str, str]
     leads: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(model: nn.Module, found: Imported) -> Live:
@@ -59,7 +61,7 @@ class Live:
         # A module that became several nodes is none of them.
         forms = {node: (arch.nodes[node].op, arch.nodes[node].attrs, tuple(arch.formed.locals[node].items())) for nodes in calls.values() for node in nodes}
         paths = {node: path for path, nodes in calls.items() for node in nodes if all(forms[n] == forms[nodes[0]] for n in nodes)}
-        return Live(model, found.arch, dict(found.names), paths, dict(found.leads))
+        return Live(model, found.arch, dict(found.names), paths, dict(found.leads), {n: t for n, t in found.weights.items() if n not in found.names})
 
     @staticmethod
     def known(model: nn.Module) -> Live | None:
@@ -87,7 +89,7 @@ class Live:
     def weights(self) -> dict[str, Tensor]:
         """Copies on the CPU, of single precision at least, to measure with. GraphError where the model has been changed."""
         found, shapes = {}, {**self.arch.params, **self.arch.buffers}
-        for full, t in self.tensors().items():
+        for full, t in (self.tensors() | self.constants).items():
             t = t.detach().to("cpu", copy=True)
             t = t.reshape(t.shape[self.leads.get(full, 0) :])
             if tuple(t.shape) != tuple(shapes[full]):
@@ -103,7 +105,7 @@ class Live:
     def put(self, plan: Plan) -> None:
         """The model becomes what was planned. All that can fail has been done by then."""
         plan.commit()
-        self.arch, self.names, self.paths = plan.arch, plan.names, plan.paths
+        self.arch, self.names, self.paths, self.constants = plan.arch, plan.names, plan.paths, {}
 
 
 class Plan:
