@@ -653,3 +653,14 @@ def test_a_call_that_takes_the_machines_memory_is_refused():
 def test_own_tensors_have_plain_names(name):
     with pytest.raises(ValueError, match="."):
         Node.of("call", "x", steps=[["mul", [["in", 0], ["own", name]], []]], own=[[name, [3], "float32", True]])
+
+
+@pytest.mark.parametrize("attend", [
+    lambda m, x: m.a(x[:, :2], x, x)[0], lambda m, x: m.a(x, x, x, key_padding_mask=x[:, :, 0] > 1.0)[0],
+])  # fmt: skip
+def test_a_tensor_that_is_given_twice_is_one(attend):
+    """torch's attention asks whether keys are the values."""
+    torch.manual_seed(0)
+    model, x = Of(attend, a=nn.MultiheadAttention(8, 2, batch_first=True)), torch.randn(4, 5, 8)
+    made = from_torch(model, x)
+    assert torch.allclose(network(made).eval()(x), model.eval()(x), atol=1e-6)

@@ -19,8 +19,12 @@ def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
 
     def given(value, run):
         if isinstance(value, Held):
-            copies.append((value.values[run], value.values[run].clone()))  # what the function changes in place stays its own
-            return copies[-1][1]
+            # What the function changes in place stays its own; what is one tensor to it stays one.
+            known = next((copy for given, copy in copies if given is value.values[run]), None)
+            if known is None:
+                known = value.values[run].clone()
+                copies.append((value.values[run], known))
+            return known
         return in_run(value, run)
 
     made, copies = [], []
