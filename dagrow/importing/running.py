@@ -20,15 +20,16 @@ def both(function: Callable, args: tuple, kwargs: Mapping) -> Any:
     def given(value, run):
         if isinstance(value, Held):
             # What the function changes in place stays its own; what is one tensor to it stays one.
-            known = next((copy for given, copy in copies if given is value.values[run]), None)
+            known = next((copy for given, copy in copies[begun:] if given is value.values[run]), None)
             if known is None:
                 known = value.values[run].clone()
                 copies.append((value.values[run], known))
             return known
         return in_run(value, run)
 
-    made, copies = [], []
+    made, copies, begun = [], [], 0
     for run in (0, 1):
+        begun = len(copies)
         try:
             with torch.no_grad():
                 made.append(function(*mapped(args, lambda v, run=run: given(v, run)), **mapped(dict(kwargs), lambda v, run=run: given(v, run))))
