@@ -127,25 +127,30 @@ def _grow(plan: Plan, run: Run, device: str, listen: Listener | None) -> Grown:
     tell = listen or (lambda row: None)
     with graceful(STOPPING if sys.stderr is not None and sys.stderr.isatty() else "") as stopping:
         work = Search(plan, run, device)
-        stopping.check(_saved(run))
+        stopping.check(_saved(run, plan.spec))
         for event in work.events():
             if event.kind != "done":
                 tell(event_row(event, plan))
-            stopping.check(_saved(run))
+            stopping.check(_saved(run, plan.spec))
         work.tidy()
         done, paths = Grown(run.folder, plan), {}
         for form in plan.spec.export:
             try:
                 paths[form.name] = str(done.export(form.name, **form.options)[0])
             finally:
-                stopping.check(_saved(run))  # Ctrl-C reaches the process that compares, too: that is no failed export
+                stopping.check(_saved(run, plan.spec))  # Ctrl-C reaches the process that compares, too: that is no failed export
     end = done.history[-1]
     tell({**end, "run": str(run.folder), "seconds": sum(row["seconds"] for row in done.history), "exports": paths})
     return done
 
 
-def _saved(run: Run) -> str:
-    return f"stopped; everything finished so far is saved\n  go on with: dagrow resume {run.folder}"
+def _saved(run: Run, spec: Spec) -> str:
+    return f"stopped; everything finished so far is saved\n  go on with: {resuming(run.folder, spec)}"
+
+
+def resuming(folder: os.PathLike, spec: Spec) -> str:
+    """The command that goes on with a run."""
+    return f"dagrow resume {folder}{' --allow-code' if spec.model.py else ''}"
 
 
 def _short(value: object) -> str:

@@ -51,7 +51,7 @@ def load(folder: Path, allow_code: bool) -> Grown:
 
     run = api.load(folder, allow_code=allow_code)
     if not run.finished:
-        say(f"{folder} is not finished: this is its present network (go on with: dagrow resume {folder})")
+        say(f"{folder} is not finished: this is its present network (go on with: {api.resuming(folder, run.plan.spec)})")
     return run
 
 
@@ -143,8 +143,11 @@ def evaluate(
 
     if step is not None and step != "best" and not step.isdigit():
         raise UsageError(f"--step {step}: not a step", fix="give the number of a decision, or best")
-    facts = load(run, allow_code).evaluate(int(step) if step and step.isdigit() else step)
+    grown = load(run, allow_code)
+    facts = grown.evaluate(int(step) if step and step.isdigit() else step)
     put(facts) if as_json else eval_table(facts)
+    if step is None and grown.finished and grown.plan.spec.train.final_on == "train+val":
+        say("the final training was on train and val rows (train.final_on): what it says of val is no longer held out")
 
 
 @app.command()

@@ -106,7 +106,9 @@ def line(row: dict[str, Any]) -> str:
     if row["event"] == "epoch" and row.get("status") == "diverged":
         return f"training diverged; undone: {row['undone'] or 'the final phase'}"
     if row["event"] == "final":
-        return f"growth ends: {row['note']}; final training of {row['params']} params"
+        last = row.get("params_last", row["params"])
+        which = "" if last == row["params"] else f", the best network seen; the last has {last}"
+        return f"growth ends: {row['note']}; final training of {row['params']} params{which}"
     return ""
 
 

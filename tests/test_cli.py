@@ -246,6 +246,13 @@ def test_eval_predict_export_and_show(dagrow, finished) -> None:
     assert code == 0 and re.match(r"net\.pt: largest difference in a clean process \S+", out)
 
 
+def test_rows_trained_on_at_the_end_are_not_shown_as_held_out(dagrow, finished) -> None:
+    assert "held out" not in dagrow("eval", finished)[2]
+    path = spec(BASE, ("final: 2}", "final: 2}, final_on: train+val"), ("steps: 2", "steps: 0"))
+    assert dagrow("search", path, "-o", "run", "--quiet")[0] == 0
+    assert "held out" in dagrow("eval", "run")[2] and "held out" not in dagrow("eval", "run", "--step", "best")[2]
+
+
 def test_an_unfinished_run_is_shown_as_such(dagrow, place) -> None:
     from dagrow.api import search
 
@@ -378,7 +385,7 @@ USAGE = [
     (["resume", "base.yaml"], 4, "not a run folder"), (["resume", "empty"], 4, "dagrow search"), (["eval", "nowhere"], 4, "no such run folder"),
     (["eval", "RUN", "--step", "99"], 2, "steps are 0 to 1, or best"), (["eval", "RUN", "--step", "-1"], 2, "or best"), (["eval", "RUN", "--step", "x"], 2, "or best"),
     (["export", "RUN", "-f", "onnx"], 2, "dagrow formats"), (["export", "RUN", "-f", "torchscrpt"], 2, "did you mean 'torchscript'?"),
-    (["export", "RUN", "-o", "no/x.pt"], 2, "mkdir"), (["export", "RUN", "-o", "empty"], 2, "name a file"), (["predict", "RUN", "nofile.csv"], 2, "no such file"),
+    (["export", "RUN", "-o", "no/x.pt"], 2, "mkdir"), (["export", "RUN", "-o", "empty"], 2, "name a file"), (["predict", "RUN", "xyzzy.csv"], 2, "xyzzy.csv: no such file\n  looked for in /"),
     (["predict", "RUN", "empty"], 2, "not a regular file"), (["predict", "RUN", "few.csv"], 2, "no column 'alcohol'"), (["predict", "RUN", "wide.npz"], 2, "expected [rows, 13]"),
     (["show", "RUN", "--format", "svg"], 2, "text or mermaid"), (["show", "nowhere"], 2, "cannot be read"), (["show", "RUN", "--set", "seed=3"], 2, "keeps its spec"),
     (["score", "RUN", "--plot", "gains.jpg"], 2, "end its name in .png, .svg, .pdf"), (["score", "RUN", "--plot", "no/gains.svg"], 2, "mkdir"),

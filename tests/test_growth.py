@@ -13,6 +13,7 @@ from dagrow.errors import DagrowError, NothingFits
 from dagrow.graph import Architecture
 from dagrow.growth import Search
 from dagrow.planning import make_plan
+from dagrow.progress import line
 from dagrow.standing import State, load_network
 from dagrow.store import Run
 from dagrow.trials import Recipe
@@ -275,6 +276,7 @@ def test_the_final_phase_starts_from_the_best_network_seen(tmp_path):
     events = whole(tmp_path / "run", plan)
     final = next(p for _, k, p, _ in events if k == "final")
     assert final["params"] == plan.architecture.size and final["params_last"] > final["params"]
+    assert f"the best network seen; the last has {final['params_last']}" in line({"event": "final", **final})
     assert events[final["kept"]][1] == "step" and events[final["kept"]][2]["step"] == 0
     assert events[-1][2]["params"] == plan.architecture.size
 

@@ -13,7 +13,8 @@ import torch
 
 import dagrow
 from dagrow import check
-from dagrow.errors import RunError, SpecError
+from dagrow.api import resuming
+from dagrow.errors import Interrupted, RunError, SpecError
 from dagrow.spec import load
 
 CODE = """
@@ -49,6 +50,10 @@ CODE = """
                     return x[:, :3]
                 return -x[:, :3]
         return Chooses()
+
+    def stops():
+        from dagrow.errors import Interrupted
+        raise Interrupted(2, "interrupted")
 
     raise_on_import = False
 """
@@ -95,6 +100,17 @@ def test_a_model_of_ones_own_is_grown_and_goes_on(project, tmp_path):
     sys.modules.pop(name)
     with pytest.raises(RunError, match="another network than the one this run began with"):
         dagrow.resume(tmp_path / "run", sets=["budget.steps=4"], allow_code=True)
+
+
+def test_ctrl_c_within_the_users_code_is_no_fault_of_the_spec(project):
+    path, name = project
+    path.write_text(path.read_text().replace(f"{name}:build", f"{name}:stops").replace(", args: {width: 4}", ""))
+    with pytest.raises(Interrupted):
+        check.load(path, allow_code=True)
+
+
+def test_the_command_that_goes_on_lets_the_code_run(project):
+    assert resuming("run", load(project[0])) == "dagrow resume run --allow-code"
 
 
 def test_it_begins_with_the_weights_that_the_function_gives_and_they_follow_from_the_seed(project):

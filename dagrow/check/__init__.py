@@ -10,7 +10,7 @@ from dagrow import spec as specs
 from dagrow.check import code
 from dagrow.check.names import SECTIONS, Choice, Section, choices_of
 from dagrow.check.network import fits, network_of
-from dagrow.errors import DagrowError, Problem, SpecError
+from dagrow.errors import DagrowError, Interrupted, Problem, SpecError
 from dagrow.spec import Spec
 from dagrow.spec.tree import Path, gathered
 
@@ -108,6 +108,8 @@ def _data(spec: Spec, problems: list[Problem]) -> Dataset | None:
         made = data.load(spec.data.source, spec.data.options, spec.data.split, spec.data.normalise, spec.folder)
         path = ("data", "batch")
         data.check_batch(made, spec.data.batch)
+    except Interrupted:
+        raise
     except DagrowError as error:
         problems.append(spec.problem_at(path, error.message, error.fix))
         return None

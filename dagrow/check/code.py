@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dagrow.errors import DagrowError, Problem, nearest
+from dagrow.errors import DagrowError, Interrupted, Problem, nearest
 from dagrow.rng import torch_seeded
 from dagrow.spec import Spec
 
@@ -48,6 +48,8 @@ def imported_of(spec: Spec, data: Dataset | None, allowed: bool, problems: list[
         return _imported(spec, data)
     except _Wrong as wrong:
         problems.append(spec.problem_at(path, wrong.message, wrong.hint))
+    except Interrupted:
+        raise
     except DagrowError as error:
         problems.append(spec.problem_at(path, " ".join(error.message.split()), error.fix))
     return None

@@ -48,7 +48,8 @@ def open_regular(path: Path, shown: str | None = None) -> BinaryIO:
     except FileNotFoundError:
         there = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         near = nearest(path.name, there)
-        hint = f"did you mean {near!r}?" if near else "paths are relative to the spec's folder"
+        given = "paths are relative to the spec's folder" if shown != str(path) else f"looked for in {path.parent.absolute()}"
+        hint = f"did you mean {near!r}?" if near else given
         raise DataError(f"{shown}: no such file", fix=hint) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{shown}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
