@@ -11,7 +11,7 @@ from dagrow.graph.labels import Cells, refine
 
 
 def axes(cells: Cells) -> list[int]:
-    return cells.number()[2]
+    return cells.number().sizes
 
 
 def frozen(cells: Cells, label) -> bool:
@@ -22,10 +22,10 @@ def test_what_is_unified_is_one_axis_in_order_of_birth():
     cells = Cells()
     a, b, c = cells.fresh(3), cells.fresh(4), cells.fresh(3)
     cells.unify(c, a)
-    axis, ordinal, sizes = cells.number()
-    assert sizes == [3, 4]
-    assert axis[cells.find(c)].tolist() == [0, 0, 0] and ordinal[cells.find(c)].tolist() == [0, 1, 2]
-    assert axis[cells.find(b)].tolist() == [1] * 4
+    known = cells.number()
+    assert known.sizes == [3, 4]
+    assert known.codes[cells.find(c)].tolist() == [0, 1, 2]
+    assert (known.codes[cells.find(b)] >> 32).tolist() == [1] * 4
 
 
 def test_frozen_is_forever():
@@ -49,7 +49,7 @@ def test_a_permuted_sum_ties_pairs():
     a = cells.fresh(4)
     cells.unify(a, a[::-1].copy())
     assert axes(cells) == [2]
-    assert cells.number()[1][cells.find(a)].tolist() == [0, 1, 1, 0]
+    assert cells.number().codes[cells.find(a)].tolist() == [0, 1, 1, 0]
 
 
 def test_repeated_labels_unify_each_index():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from dagrow.graph import mixing
+from dagrow.graph.cells import Numbered
 from dagrow.graph.collecting import uncollected
 from dagrow.graph.labels import Label
 from dagrow.graph.node import Node
@@ -181,17 +183,17 @@ def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> De
     for k, mark in enumerate(trace.marks):
         for a in tables[("mark", k)].axes if ("mark", k) in tables else ():
             marks[a].setdefault(mark.kind, []).append(mark)
-    where: dict[tuple[str, int], int] = {}
+    where: list[dict[str, int]] = [{} for _ in sizes]
     for key, table in tables.items():
         if key[0] == "out":
             for a in table.axes:
-                where.setdefault((key[1], a), key[2])
+                where[a].setdefault(key[1], key[2])
 
     owners = {full: name for name, local in trace.locals.items() for full in local.values()}
     axes: dict[str, Axis] = {}
     rank = {name: k for k, name in enumerate(order)}
     for a, size in enumerate(sizes):
-        axis = _axis(a, size, slots[a], marks[a], where, nodes, owners, rank)
+        axis = _axis(size, slots[a], marks[a], where[a], nodes, owners, rank)
         same = sum(1 for x in axes if x.split("~")[0] == axis.id)
         axis = axis if not same else Axis(**{**axis.__dict__, "id": f"{axis.id}~{same}"})
         axes[axis.id] = axis
@@ -201,7 +203,7 @@ def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> De
         params={x.name: x.shape for x in leaves if x.trainable},
         buffers={x.name: x.shape for x in leaves if not x.trainable},
         macs=trace.macs,
-        size=sum(int(np.prod(x.shape, dtype=object)) for x in leaves if x.trainable),
+        size=sum(math.prod(x.shape) for x in leaves if x.trainable),
         axes=axes,
         opaque={op: tuple(found) for op, found in trace.opaque.items()},
         tables={key[1:]: t for key, t in tables.items() if key[0] == "slot"},
@@ -210,14 +212,14 @@ def _read(trace: Trace, nodes: Mapping[str, Node], order: tuple[str, ...]) -> De
     )
 
 
-def _axis(a, size, slots, marks, where, nodes, owners, rank) -> Axis:
+def _axis(size, slots, marks, where, nodes, owners, rank) -> Axis:
     def uses(kind: str) -> tuple[Use, ...]:
         found = {}
         for m in marks.get(kind, ()):
             if kind == "reads":
-                dim = next((where[i, a] for i in nodes[m.node].inputs if (i, a) in where), None)
+                dim = next((where[i] for i in nodes[m.node].inputs if i in where), None)
             else:
-                dim = where.get((m.node, a))
+                dim = where.get(m.node)
             found[Use(m.node, m.param, m.axis, dim)] = None
         return tuple(found)
 
@@ -226,9 +228,9 @@ def _axis(a, size, slots, marks, where, nodes, owners, rank) -> Axis:
 
     writes, reads = uses("writes"), uses("reads")
     taken = {(u.param, u.axis) for u in (*writes, *reads)}
-    follows = [Use(owners[s.param], s.param, s.axis, where.get((owners[s.param], a))) for s in slots if (s.param, s.axis) not in taken]
+    follows = [Use(owners[s.param], s.param, s.axis, where.get(owners[s.param])) for s in slots if (s.param, s.axis) not in taken]
     active = {u.node for u in (*writes, *reads, *follows)}
-    follows += [Use(n, None, None, d) for (n, b), d in where.items() if b == a and n not in active]
+    follows += [Use(n, None, None, d) for n, d in where.items() if n not in active]
     follows.sort(key=lambda u: rank[u.node])
     first = min((u.node for u in writes), key=rank.__getitem__, default=follows[0].node if follows else owners[slots[0].param])
     return Axis(first, size, tuple(slots), writes, reads, tuple(follows), at("bilinear"), at("gates"), at("mixes"))
@@ -243,33 +245,46 @@ def _tables(trace: Trace, keys: list[tuple], labels: list[Label]) -> tuple[list[
     live = list(distinct.values())
     lengths = np.array([len(label) for label in live])
     ends = np.cumsum(lengths)
-    cells = trace.cells.find(np.concatenate(live))
-    number, ordinal, sizes = trace.cells.number()
-    code = np.where(number[cells] < 0, -1, number[cells] * 2**32 + ordinal[cells])
-    composite = trace.cells.composite(cells)
-    many = np.unique(cells[composite]).tolist()
-    products = {c: [int(number[x] * 2**32 + ordinal[x]) for x in trace.cells.atoms(c)] for c in many}
-    mixed = np.add.reduceat(composite, ends - lengths) > 0
+    starts = ends - lengths
+    known = trace.cells.number()
+    cells = known.name[np.concatenate(live)]
+    code, composite = known.codes[cells], trace.cells.composite(cells)
+    mixed = np.logical_or.reduceat(composite, starts)
 
-    which = np.repeat(np.arange(len(live)), lengths)
+    which = np.arange(len(live)).repeat(lengths)
     pairs, counts = np.unique(which * 2**32 + np.where(code < 0, 2**32 - 1, code >> 32), return_counts=True)
     groups: list[list] = [[] for _ in live]
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         k, a = divmod(pair, 2**32)
         groups[k].append(((a,) if a != 2**32 - 1 else (), count))
+    inside = mixed[which]
+    spelled = _spelled(known, cells[inside], composite[inside], lengths[mixed])
     tables: dict[int, Table] = {}
     for k, name in enumerate(distinct):
-        span = slice(ends[k] - lengths[k], ends[k])
-        rows = code[span][:, None]
+        rows = code[starts[k] : ends[k], None]
         if mixed[k]:
-            atoms = [products.get(c, [x] if x >= 0 else []) for c, x in zip(cells[span].tolist(), code[span].tolist(), strict=True)]
-            width = max(map(len, atoms))
-            rows = np.array([r + [-1] * (width - len(r)) for r in atoms], np.int64).reshape(len(atoms), width)
-            counted: dict[tuple[int, ...], int] = {}
-            for r in atoms:
-                signature = tuple(x >> 32 for x in r)
-                counted[signature] = counted.get(signature, 0) + 1
-            groups[k] = list(counted.items())
+            rows, groups[k] = next(spelled)
         if any(signature for signature, _ in groups[k]):
             tables[name] = Table(rows, tuple(groups[k]))
-    return sizes, {key: tables[id(label)] for key, label in zip(keys, labels, strict=True) if id(label) in tables}
+    return known.sizes, {key: tables[id(label)] for key, label in zip(keys, labels, strict=True) if id(label) in tables}
+
+
+def _spelled(known: Numbered, cells: np.ndarray, composite: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, list]]:
+    """Of labels with products, laid one after another: the codes of the atoms side by side, major to minor, and the groups in order of
+    appearance."""
+    if not len(cells):
+        return
+    width = np.where(composite, known.count[cells], 1)
+    rows = np.full((len(cells), width.max()), -1)
+    rows[:, 0] = known.codes[cells]
+    many = np.flatnonzero(composite)
+    for k in range(rows.shape[1]):
+        here = many[width[many] > k]
+        rows[here, k] = known.codes[known.atoms[known.start[cells[here]] + k]]
+    axes, ends = rows >> 32, np.cumsum(lengths)
+    starts = ends - lengths
+    # Most have the same axes all along: then one index stands for all.
+    alike = np.logical_and.reduceat((axes == axes[starts.repeat(lengths)]).all(1), starts)
+    for start, end, same in zip(starts.tolist(), ends.tolist(), alike.tolist(), strict=True):
+        counted = Counter(tuple(a for a in row if a >= 0) for row in axes[start : start + 1 if same else end].tolist())
+        yield rows[start:end, : width[start:end].max()], [(a, end - start if same else count) for a, count in counted.items()]

@@ -8,6 +8,8 @@ of its atoms goes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,9 +47,10 @@ class Units:
         """`count` new atoms, born together."""
         first = self._reserve(count)
         self._event[first : self._used] = self.events
-        self._place[first : self._used] = np.arange(count)
+        made = np.arange(count)
+        self._place[first : self._used] = made
         self.events += 1
-        return np.arange(first, self._used)
+        return made + first
 
     def event(self, label: np.ndarray) -> np.ndarray:
         """The birth event of each raw (not yet found) atom; -1 for products and frozen cells."""
@@ -61,7 +64,8 @@ class Units:
         root = self._up[label]
         while True:
             above = self._up[root]
-            if (above == root).all():
+            # On short arrays the quickest way to ask whether all are equal.
+            if not np.count_nonzero(above != root):
                 return root
             root = above
 
@@ -70,9 +74,9 @@ class Units:
         root = self._roots(label)
         self._up[label] = root
         many = self._composite[root]
-        if many.any():
-            for cell in np.unique(root[many]).tolist():
-                root[root == cell] = self._product(self.atoms(cell))
+        if np.count_nonzero(many):
+            known = {cell: self._product(self.atoms(cell)) for cell in set(root[many].tolist())}
+            root[many] = [known[cell] for cell in root[many].tolist()]
         return root
 
     def atoms(self, cell: int) -> tuple[int, ...]:
@@ -108,10 +112,11 @@ class Units:
             return
         root = self._roots(label)
         many = self._composite[root]
-        if many.any():
+        if np.count_nonzero(many):
             for cell in np.unique(root[many]).tolist():
                 self._up[list(self.atoms(cell))] = FROZEN
-        self._up[root[~many]] = FROZEN
+            root = root[~many]
+        self._up[root] = FROZEN
 
     def unify(self, a: Label, b: Label) -> None:
         """Index by index, the two become the same cell."""
@@ -120,18 +125,21 @@ class Units:
             return
         if a is b:
             return
-        a, b = self.find(a), self.find(b)
+        found = self.find(np.concatenate((a, b)))
+        a, b = found[: len(a)], found[len(a) :]
         differ = a != b
-        if not differ.any():
+        count = np.count_nonzero(differ)
+        if not count:
             return
-        low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
-        if not (self._composite[low].any() or self._composite[high].any()):
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        if count < len(low):
+            low, high = low[differ], high[differ]
+        if not np.count_nonzero(self._composite[found]):
             # At once, where every higher root goes to one lower root and none of these goes on.
-            place = np.arange(len(high))
+            place = np.arange(count)
             self._scratch[high] = place
-            once = (self._scratch[high] == place).all()
             self._scratch[low] = -1
-            if once and (self._scratch[high] >= 0).all():
+            if not np.count_nonzero(self._scratch[high] != place):
                 self._up[high] = low
                 return
         for x, y in dict.fromkeys(zip(low.tolist(), high.tolist(), strict=True)):
@@ -164,22 +172,19 @@ class Units:
         for cell in np.unique(self._roots(cells)).tolist():
             self._up[[a for a in self.atoms(cell) if a not in known or (a == cell and a not in others)]] = FROZEN
 
-    def number(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """(axis of each atom or -1, its ordinal there, sizes of the axes), axes and ordinals in order of birth.
-
-        Atoms with the same set of birth events form one axis.
-        """
+    def number(self) -> Numbered:
+        """Axes and ordinals in order of birth. Atoms with the same set of birth events form one axis."""
         every = np.arange(self._used)
         root = self._roots(every)
         self._up[: self._used] = root
         event, place, composite = self._event[: self._used], self._place[: self._used], self._composite[: self._used]
+        start, count, atoms = self._spelled()
         born = (event >= 0) & (root != FROZEN) & ~composite[root]
         r, e = root[born], event[born]
-        pairs = [r * self.events + e]
-        for cell in [c for c in self.parts if event[c] >= 0]:
-            # The births of an atom that became a product: they join the signature of its parts, never the order.
-            events = np.unique(event[(root == cell) & (event >= 0)])
-            pairs += [np.int64(x) * self.events + events for x in self.atoms(cell)]
+        # The births of an atom that became a product: they join the signature of its parts, never the order.
+        became = np.flatnonzero((event >= 0) & composite[root])
+        whole = root[became]
+        pairs = [r * self.events + e, atoms[ranges(start[whole], count[whole])] * self.events + event[became].repeat(count[whole])]
         owner, births = np.divmod(_distinct(np.concatenate(pairs)), max(1, self.events))
         signature = np.zeros(self._used, np.uint64)
         np.add.at(signature, owner, _mix(births))
@@ -187,17 +192,61 @@ class Units:
         np.minimum.at(first, r, e * 2**32 + place[born])
         units = _distinct(r)
         units = units[np.argsort(first[units], kind="stable")]
-        _, start, group = np.unique(signature[units], return_index=True, return_inverse=True)
-        rank = np.empty(len(start), np.int64)
-        rank[np.argsort(start)] = np.arange(len(start))
-        axis, ordinal = np.full(self._used, -1), np.full(self._used, -1)
-        axis[units] = rank[group]
-        sizes = []
-        for k in range(len(start)):
-            members = units[axis[units] == k]
-            ordinal[members] = np.arange(len(members))
-            sizes.append(len(members))
-        return axis, ordinal, sizes
+        _, begin, group = np.unique(signature[units], return_index=True, return_inverse=True)
+        rank = np.empty(len(begin), np.int64)
+        rank[np.argsort(begin)] = np.arange(len(begin))
+        codes = np.full(self._used, -1)
+        axis = rank[group]
+        laid = np.argsort(axis, kind="stable")
+        sizes = np.bincount(axis, minlength=len(begin))
+        codes[units[laid]] = axis[laid] * 2**32 + ranges(np.zeros(len(sizes), np.int64), sizes)
+        # A product of which one atom is left, or none, is that.
+        name = root.copy()
+        name[composite & (count == 0)] = FROZEN
+        one = np.flatnonzero(composite & (count == 1))
+        name[one] = atoms[start[one]]
+        return Numbered(name[root], codes, sizes.tolist(), start, count, atoms)
+
+    def _spelled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`atoms` of all products at once: (where those of each cell start, how many, the atoms one after another)."""
+        start, count = np.zeros((2, self._used), np.int64)
+        if not self.parts:
+            return start, count, np.zeros(0, np.int64)
+        owners = np.fromiter(self.parts, np.int64, len(self.parts))
+        count[owners] = [len(parts) for parts in self.parts.values()]
+        sizes = count[owners]
+        start[owners] = np.cumsum(sizes) - sizes
+        parts = np.fromiter(chain.from_iterable(self.parts.values()), np.int64, int(sizes.sum()))
+        flat, owner = self._up[parts], owners.repeat(sizes)
+        while (many := self._composite[flat]).any():
+            sizes = np.where(many, count[flat], 1)
+            at = ranges(np.where(many, start[flat], 0), sizes)
+            flat, owner = np.where(many.repeat(sizes), self._up[parts[at]], flat.repeat(sizes)), owner.repeat(sizes)
+        flat, owner = flat[flat != FROZEN], owner[flat != FROZEN]
+        _, first = np.unique(owner * self._used + flat, return_index=True)
+        if len(first) < len(flat):
+            first.sort()
+            flat, owner = flat[first], owner[first]
+        count = np.bincount(owner, minlength=self._used)
+        start[owners] = np.cumsum(count[owners]) - count[owners]
+        return start, count, flat
+
+
+class Numbered(NamedTuple):
+    """What all cells are in the end: the names of classes of atoms and of products (of two atoms at least; equal ones may have several);
+    codes: of each atom axis * 2**32 + ordinal, -1 elsewhere; sizes of the axes; start, count: where in `atoms` those of each product are."""
+
+    name: np.ndarray
+    codes: np.ndarray
+    sizes: list[int]
+    start: np.ndarray
+    count: np.ndarray
+    atoms: np.ndarray
+
+
+def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The numbers start, start + 1, ... of each, `count` of them."""
+    return np.arange(count.sum()) + (start - np.cumsum(count) + count).repeat(count)
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

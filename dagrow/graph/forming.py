@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from dagrow.errors import GraphError
 from dagrow.graph import mixing
@@ -18,27 +19,33 @@ _MACS = Recent()
 
 @dataclass(frozen=True)
 class Formed:
-    """Shapes of nodes leave out the batch; MACs are those of one sample. locals: node -> local name -> full, possibly tied name."""
+    """Shapes of nodes leave out the batch. locals: node -> local name -> full, possibly tied name."""
 
     shapes: Mapping[str, Shape]
     params: Mapping[str, Shape]
     buffers: Mapping[str, Shape]
-    macs: Mapping[str, int]
     size: int
     locals: Mapping[str, Mapping[str, str]]
+    recipes: Mapping[str, tuple[Node, Recipe]] = field(repr=False, compare=False)
+
+    @cached_property
+    def macs(self) -> Mapping[str, int]:
+        """Of one sample: worked out when first asked for."""
+        runs = {name: _macs(node, made, [self.shapes[i] for i in node.inputs]) for name, (node, made) in self.recipes.items()}
+        return {name: runs.get(name, 0) for name in self.shapes}
 
 
 def formed_of(nodes: Mapping[str, Node], order: Iterable[str]) -> Formed:
     """Raises GraphError with the node where shapes do not fit."""
     shapes: dict[str, Shape] = {}
     leaves: dict[str, tuple[Shape, bool]] = {}
-    macs: dict[str, int] = {}
+    recipes: dict[str, tuple[Node, Recipe]] = {}
     names: dict[str, dict[str, str]] = {}
     for name in order:
         node = nodes[name]
         names[name] = {}
         if node.op == "input":
-            shapes[name], macs[name] = tuple(node.attrs.shape), 0
+            shapes[name] = tuple(node.attrs.shape)
             continue
         inputs = [shapes[i] for i in node.inputs]
         made = recipe(node, name, inputs)
@@ -55,9 +62,9 @@ def formed_of(nodes: Mapping[str, Node], order: Iterable[str]) -> Formed:
         if tied:
             has = ", ".join(local for local, _, _ in made.leaves) or "none"
             raise GraphError(f"{name!r}: it has no parameter {next(iter(tied))!r} to tie", node=name, fix=f"its parameters: {has}")
-        shapes[name], macs[name] = tuple(made.shape[1:]), _macs(node, made, inputs)
+        shapes[name], recipes[name] = tuple(made.shape[1:]), (node, made)
     params, buffers = ({n: shape for n, (shape, t) in leaves.items() if t is trained} for trained in (True, False))
-    return Formed(shapes, params, buffers, macs, sum(map(math.prod, params.values())), names)
+    return Formed(shapes, params, buffers, sum(map(math.prod, params.values())), names, recipes)
 
 
 def _macs(node: Node, made: Recipe, inputs: list[Shape]) -> int:

@@ -5,6 +5,7 @@ A label is an int64 array with one cell per index, or None where every index is 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +23,9 @@ class Cells(Units):
         total, live = math.prod(sizes), []
         for k, label in enumerate(labels):
             if label is not None:
-                live.append(np.tile(np.repeat(label, math.prod(sizes[k + 1 :])), math.prod(sizes[:k])))
+                before, after = math.prod(sizes[:k]), math.prod(sizes[k + 1 :])
+                label = label if after == 1 else label.repeat(after)
+                live.append(label if before == 1 else np.concatenate([label] * before))
         return self.combine(live, total)
 
     def combine(self, live: Sequence[np.ndarray], total: int) -> Label:
@@ -76,7 +79,7 @@ class Cells(Units):
         if label is None:
             return [None] * len(grid)
         cells = self.find(label).reshape(grid)
-        varies = [k for k, n in enumerate(grid) if n > 1 and (cells != cells.take([0], k)).any()]
+        varies = [k for k, n in enumerate(grid) if n > 1 and np.count_nonzero(cells != cells.take([0], k))]
         found: list[Label] = [None] * len(grid)
         if not varies:
             if cells.size and cells.flat[0] == FROZEN:
@@ -97,12 +100,9 @@ class Cells(Units):
         if label is None or 1 not in grid:
             return self.split(label, grid)
         cells = self.find(label)
-        if not self._composite[cells].any():
-            if cells.all() and len(np.unique(cells)) == len(cells):
-                made = [self.fresh(n) for n in grid]
-                self._composite[cells] = True
-                self.parts.update((c, (int(made[0][k // grid[1]]), int(made[1][k % grid[1]]))) for k, c in enumerate(cells.tolist()))
-                return made
+        if not np.count_nonzero(self._composite[cells]):
+            if self._single(cells):
+                return self._laid(cells, grid)
         else:
             factors = self._factors(cells)
             if factors is not None and [len(f) for f in factors] == list(grid):
@@ -116,12 +116,8 @@ class Cells(Units):
         flat, grid = cells.ravel(), cells.shape
         factors = self._factors(flat)
         if factors is None:
-            if len(np.unique(flat)) == len(flat) and not self._composite[flat].any() and flat.all():
-                made = [self.fresh(n) for n in grid]
-                rows = np.stack([m.ravel() for m in np.meshgrid(*made, indexing="ij")], 1)
-                self._composite[flat] = True
-                self.parts.update(zip(flat.tolist(), map(tuple, rows.tolist()), strict=True))
-                return made
+            if not np.count_nonzero(self._composite[flat]) and self._single(flat):
+                return self._laid(flat, grid)
             return self._share_rows(cells)
         for factor in factors:
             if len(factor) == 1:
@@ -137,6 +133,18 @@ class Cells(Units):
             at += len(sizes)
         return made
 
+    def _single(self, cells: np.ndarray) -> bool:
+        """Whether these are distinct atoms, where they are no products."""
+        distinct = set(cells.tolist())
+        return len(distinct) == len(cells) and FROZEN not in distinct
+
+    def _laid(self, atoms: np.ndarray, grid: Sequence[int]) -> list[np.ndarray]:
+        """The atoms turn out to be the products of the fresh ones of a grid."""
+        made = [self.fresh(n) for n in grid]
+        self._composite[atoms] = True
+        self.parts.update(zip(atoms.tolist(), itertools.product(*(m.tolist() for m in made)), strict=True))
+        return made
+
     def _share_rows(self, cells: np.ndarray) -> list[Label]:
         row = cells[0].ravel()
         self.unify(np.tile(row, len(cells)), cells.ravel())
@@ -144,13 +152,13 @@ class Cells(Units):
 
     def _factors(self, flat: np.ndarray) -> list[np.ndarray] | None:
         """The labels of which the cells are the row-major product, or None."""
-        if not self._composite[flat].all():
+        if np.count_nonzero(self._composite[flat]) < len(flat):
             return None
         rows = [self.atoms(c) for c in flat.tolist()]
         if len({len(r) for r in rows}) != 1:
             return None
         columns = np.array(rows)
-        sizes = [len(np.unique(c)) for c in columns.T]
+        sizes = [len(set(c)) for c in columns.T.tolist()]
         if math.prod(sizes) != len(flat):
             return None
         factors = []

@@ -21,6 +21,13 @@ def view(trace: Trace, outs, func, x, *args, **kwargs):
     """Row-major: runs of axes with equal products match. A live axis of size one goes where it most likely belongs;
     a wrong guess shows as another structure once it is wider, and is refused there."""
     source, target = x.shape, outs[0]
+    same = 0
+    while same < min(len(source), len(target)) and source[-same - 1] == target[-same - 1]:
+        same += 1
+    first = len(source) - same
+    if all(label is None for label in x.labels[:first]) and min(*source, *target, 2) > 1:
+        # Nothing lives on what is laid out anew.
+        return [(*[None] * (len(target) - same), *x.labels[first:])]
     found: list[Label] = []
     i = j = 0
     while j < len(target):

@@ -25,10 +25,10 @@ def place(old: Table, new: Table, keep: Mapping[int, np.ndarray]) -> np.ndarray 
         born |= lost.any(1)
         mapped[mine] = a * 2**32 + np.maximum(source, 0)
     # Occurrences are counted by the new units: a clone starts again at the first.
-    _, where = _codes(np.concatenate([old.codes, mapped]))
+    where = _kinds(np.concatenate([old.codes, mapped, new.codes]))
     size = len(old.codes)
-    times = np.concatenate([_occurrence(where[:size]), _occurrence(_codes(new.codes)[1])])
-    key = where * (len(where) + 1) + times
+    times = np.concatenate([_occurrence(where[:size]), _occurrence(where[size + len(mapped) :])])
+    key = where[: len(times)] * (len(times) + 1) + times
     # Nothing that stays may be lost: each old index is wanted as often as its units are.
     wanted = np.ones(size, np.int64)
     for a, index in keep.items():
@@ -54,22 +54,24 @@ def _plain(table: Table) -> int | None:
     return first >> 32 if np.array_equal(table.codes[:, 0], first + np.arange(len(table.codes))) else None
 
 
-def _codes(rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """(how many distinct rows, the number of each row's kind). The order of axes within a row does not matter; of two units
+def _kinds(rows: np.ndarray) -> np.ndarray:
+    """The number of each row's kind. The order of axes within a row does not matter; of two units
     of one axis, as where a channel shuffle leads groups into groups, it says which is which."""
-    if rows.shape[1] == 1:
-        kinds, where = np.unique(rows[:, 0], return_inverse=True)
-    else:
-        laid = np.take_along_axis(rows, np.argsort(rows >> 32, 1, kind="stable"), 1)
-        kinds, where = np.unique(laid, axis=0, return_inverse=True)
-    return len(kinds), where.reshape(-1)
+    laid = rows if rows.shape[1] == 1 else np.take_along_axis(rows, np.argsort(rows >> 32, 1, kind="stable"), 1)
+    _, where = np.unique(laid[:, 0], return_inverse=True)
+    # Column after column; np.unique of whole rows is many times slower.
+    for column in laid.T[1:]:
+        more, which = np.unique(column, return_inverse=True)
+        _, where = np.unique(where * len(more) + which, return_inverse=True)
+    return where
 
 
 def _occurrence(kinds: np.ndarray) -> np.ndarray:
     """For each place, how often its kind came before."""
     order = np.argsort(kinds, kind="stable")
-    laid = kinds[order]
-    start = np.flatnonzero(np.r_[True, laid[1:] != laid[:-1]]) if len(laid) else np.empty(0, int)
+    laid, places = kinds[order], np.arange(len(kinds))
+    first = np.zeros(len(kinds), np.int64)
+    first[1:] = np.where(laid[1:] != laid[:-1], places[1:], 0)
     made = np.empty(len(kinds), np.int64)
-    made[order] = np.arange(len(laid)) - np.repeat(start, np.diff(np.r_[start, len(laid)]))
+    made[order] = places - np.maximum.accumulate(first)
     return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -27,6 +28,7 @@ CONTRACTIONS = {
 }
 
 
+@cache
 def find(func) -> Callable | None:
     """The rule of an aten op, None where there is none."""
     name = func.overloadpacket.__name__
@@ -46,6 +48,7 @@ def rule(*names: str) -> Callable:
     return join
 
 
+@cache
 def base(func) -> str:
     return func.overloadpacket.__name__.rstrip("_")
 
@@ -110,27 +113,34 @@ def broadcast(trace: Trace, tensors: list[Labelled], k: int, size: int, dims: in
 # Contractions
 
 
+@cache
+def _equation(text: str) -> tuple[list[str], str, list[tuple[str, bool, list[tuple[int, int]]]]]:
+    """(the terms, what is made, of each letter whether it is summed over and where it stands: factor, dimension)."""
+    left, made = text.split("->")
+    terms = left.split(",")
+    places: dict[str, list[tuple[int, int]]] = {}
+    for k, term in enumerate(t for t in terms if t != "*"):
+        for d, letter in enumerate(term):
+            places.setdefault(letter, []).append((k, d))
+    return terms, made, [(letter, letter not in made, where) for letter, where in places.items()]
+
+
 def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...]]:
     """Same letter, same cells. Contracted with a parameter is a read, surviving on one a write; without one, bilinear."""
-    left, made = CONTRACTIONS[base(func)].split("->")
-    terms = left.split(",")
+    terms, made, letters = _equation(CONTRACTIONS[base(func)])
     tensors = [x for x in args if isinstance(x, Labelled)]
     extra = tensors[0] if terms[0] == "*" else None
-    factors = list(zip([t for t in terms if t != "*"], tensors[extra is not None :], strict=True))
-    sizes: dict[str, int] = {}
-    holders: dict[str, list[tuple[Labelled, Label]]] = {}
-    for term, x in factors:
-        for letter, n, label in zip(term, x.shape, x.labels, strict=True):
-            sizes[letter] = n
-            holders.setdefault(letter, []).append((x, label))
-    leaf, computed = any(x.leaf for _, x in factors), all(x.leaf for _, x in factors)
+    factors = tensors if extra is None else tensors[1:]
+    leaf, computed = any(x.leaf for x in factors), all(x.leaf for x in factors)
     labels: dict[str, Label] = {}
-    for letter, held in holders.items():
+    macs = 1
+    for letter, contracted, places in letters:
+        held = [(factors[k], factors[k].labels[d]) for k, d in places]
+        macs *= factors[places[0][0]].shape[places[0][1]]
         first, *others = [label for _, label in held]
         for other in others:
             trace.cells.unify(first, other)
         labels[letter] = None if any(label is None for _, label in held) else first
-        contracted = letter not in made
         for k, (x, label) in enumerate(held):
             # Where a weight is worked out of others, what surviving letters are shows where it is used; of two sides that are
             # contracted one writes, so that not both are zero.
@@ -138,7 +148,7 @@ def contract(trace: Trace, outs, func, *args, **kwargs) -> list[tuple[Label, ...
                 trace.mark_slots("reads" if contracted and not (computed and k) else "writes", label, x)
         if contracted and not leaf:
             trace.mark("bilinear", labels[letter])
-    trace.count(math.prod(sizes.values()), computed)
+    trace.count(macs, computed)
     result = tuple(labels[letter] for letter in made)
     if extra is not None:
         result = tuple(

@@ -96,7 +96,8 @@ class Trace:
         held.update((k, Labelled(s, (None,) * len(s))) for k, s in made.consts.items())
         for step in made.steps:
             seen: list[Labelled] = []
-            args, kwargs = _look(step.args, held, seen), {k: _look(v, held, seen) for k, v in step.kwargs.items()}
+            args = _look(step.args, held, seen)
+            kwargs = dict(zip(step.kwargs, _look([*step.kwargs.values()], held, seen), strict=True))
             rule = self._find(step.func)
             labels = [] if rule is None else rule(self, step.shapes, step.func, *args, **kwargs)
             if any(step.read[len(labels) :]):
@@ -104,7 +105,7 @@ class Trace:
                 labels = []
                 self.give_up(step.func, [label for x in seen for label in x.labels])
             leaf = bool(seen) and all(x.leaf for x in seen)
-            names = tuple(dict.fromkeys(n for x in seen for n in x.held)) if leaf else ()
+            names = () if not leaf else seen[0].held if len(seen) == 1 else tuple(dict.fromkeys(n for x in seen for n in x.held))
             for k, (number, shape) in enumerate(zip(step.outs, step.shapes, strict=True)):
                 held[number] = Labelled(shape, labels[k] if k < len(labels) else (None,) * len(shape), leaf, names)
         return held[made.out]
@@ -141,11 +142,13 @@ class Trace:
         if label is None or not len(label):
             return
         events = self.cells.event(label)
-        for event in [int(events[0])] if (events == events[0]).all() else np.unique(events).tolist():
+        whole = not np.count_nonzero(events != events[0])
+        for event in [int(events[0])] if whole else np.unique(events).tolist():
+            mine = label if whole else label[events == event]
             if event in self._slots:
-                self.mark(kind, label[events == event], *self._slots[event])
+                self.mark(kind, mine, *self._slots[event])
             else:
-                self._mark_parts(kind, label[events == event], x)
+                self._mark_parts(kind, mine, x)
         if len(x.held) > 1:
             # Of several parameters: all of them.
             self._mark_parts(kind, label, x)
@@ -172,8 +175,12 @@ class Trace:
         self.macs[self.node] += macs if leaf else macs // BATCH
 
 
-def _look(value, held: Mapping[int, Labelled], seen: list[Labelled]):
-    if isinstance(value, Ref):
-        seen.append(held[value.number])
-        return seen[-1]
-    return [_look(v, held, seen) for v in value] if isinstance(value, list) else value
+def _look(values: list, held: Mapping[int, Labelled], seen: list[Labelled]) -> list:
+    """With what is held in the place of each reference."""
+    made = []
+    for value in values:
+        if isinstance(value, Ref):
+            value = held[value.number]
+            seen.append(value)
+        made.append(_look(value, held, seen) if isinstance(value, list) else value)
+    return made
