@@ -99,10 +99,10 @@ def line(row: dict[str, Any]) -> str:
         if row["edit"] == "null":
             return f"{head}no edit: {row['note']}"
         units = f" +{row['units']}" if row["added_params"] > 0 else f" -{row['units']}"
-        return (
-            f"{head}{row['edit']} {row['where']}{units}  predicted {row['predicted']:+.4f} ± {row['stderr']:.4f}, "
-            f"measured {row['checked']:+.4f} nats  {row['params']} params, {row['macs']} MACs  left: {left}"
-        )
+        gain = f"predicted {row['predicted']:+.4f} ± {row['stderr']:.4f}, measured {row['checked']:+.4f} nats"
+        if not row["predicted"] and not row["checked"]:  # what derivatives say nothing of was fine-tuned; the note has what came of it
+            gain = row["note"]
+        return f"{head}{row['edit']} {row['where']}{units}  {gain}  {row['params']} params, {row['macs']} MACs  left: {left}"
     if row["event"] == "epoch" and row.get("status") == "diverged":
         return f"training diverged; undone: {row['undone'] or 'the final phase'}"
     if row["event"] == "final":

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dagrow.cli import main
+from dagrow.progress import line
 from dagrow.store import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,6 +156,15 @@ def test_one_plain_line_a_step_or_none(dagrow) -> None:
     assert code == 0 and not err and f"run: {Path('runs/tiny-2').absolute()}" in out
     code, _, err = dagrow("resume", "runs/tiny", "--quiet")
     assert code == 0 and not err
+
+
+def test_what_a_trial_brought_is_said() -> None:
+    row = {
+        "event": "step", "step": 1, "val_loss": 1.5, "edit": "norm", "where": "a", "units": 1, "added_params": 8, "predicted": 0.0, "stderr": 0.0, "checked": 0.0,
+        "note": "norm a (1): +0.02646 nats, the best of 1 tried", "params": 50, "macs": 40,
+    }  # fmt: skip
+    assert "+0.02646 nats, the best of 1 tried" in line(row) and "predicted" not in line(row)
+    assert "predicted +0.3000" in line(row | {"predicted": 0.3})
 
 
 def test_a_regression_reports_r2(dagrow) -> None:

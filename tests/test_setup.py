@@ -142,6 +142,15 @@ def test_main_prints_one_message_and_no_traceback(setup, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "setup: .venv: Permission denied"
 
 
+def test_it_is_installed_as_a_path(setup, monkeypatch, tmp_path):
+    """So that a script beside a clone called dagrow imports the package."""
+    commands = []
+    monkeypatch.setattr(setup, "setting_up", lambda command, what: commands.append(command))
+    monkeypatch.setattr(setup, "stamp", lambda version: "")
+    setup.install(tmp_path, "3.12.1")
+    assert "editable_mode=compat" in commands[0] and commands[0][-2:] == ["-e", ".[dev]"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_sigterm_is_handed_on_and_leaves_no_process(setup, tmp_path):
     """A copy of the script with a stand-in for its verb: the child sees the signal and its exit code is returned."""

@@ -249,7 +249,9 @@ def install(venv: Path, version: str) -> None:
     say("installing dagrow and what it needs into .venv; the first time takes some minutes (torch is large)")
     free = shutil.disk_usage(ROOT).free / 1e9
     try:
-        setting_up([str(python_in(venv)), "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]"], "pip install")
+        # compat: a path, not a finder, so that a script beside this folder gets the package and not the folder of its name.
+        how = ["-c", "constraints.txt", "--config-settings", "editable_mode=compat"]
+        setting_up([str(python_in(venv)), "-m", "pip", "install", *how, "-e", ".[dev]"], "pip install")
     except SetupError as error:
         raise SetupError(
             f"{error}"
