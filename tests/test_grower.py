@@ -553,6 +553,10 @@ def test_models_of_several_tensors_are_refused_and_tracing_is_said(rows):
         def forward(self, x):
             return self.head(self.body(x)) if x.sum() > 0 else self.head(self.body(-x))
 
+    model = Net()
+    for wrong in ({"x": x[:2]}, [x[:2]]):
+        with pytest.raises(UsageError, match="not a tensor"):
+            dagrow.Grower(model, torch.optim.SGD(model.parameters(), 0.1), wrong)
     for kind in (Two, Asks):
         model = kind()
         with pytest.raises(DagrowError):

@@ -60,11 +60,14 @@ class Grower:
         seed: int = 0,
     ):
         if not isinstance(model, nn.Module):
-            raise UsageError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+            what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+            raise UsageError(f"the model is {what}, not a torch.nn.Module")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
             raise UsageError(f"the model is wrapped in {type(model).__name__}", fix="give the model itself (model.module, or what was compiled)")
         if every is not None and (not isinstance(every, int) or every < 1):
             raise UsageError(f"every={every!r}: it is a number of steps")
+        if example_input is not None and not isinstance(example_input, Tensor):
+            raise UsageError(f"example_input is a {type(example_input).__name__}, not a tensor", fix="a Grower takes a model of one tensor: wrap it, or grow a part")
         carrying.check(optimizer, model.named_parameters())
         self.model, self.optimizer, self.every, self.seed = model, optimizer, every, seed
         self.budget: Budget = configured("budget", Budget, budget or {})
