@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models import MODELS
+from models import MODELS, proofs
 from torch import nn
 
 from dagrow.compiler import compile_architecture, parameters_by_name, with_source
@@ -641,6 +641,24 @@ BAD = [
 def test_a_call_runs_functions_of_tensors_and_nothing_else(step):
     with pytest.raises(ValueError, match="."):
         Node.of("call", "x", steps=[step])
+
+
+@pytest.mark.parametrize("step", [
+    ("view", (("in", 0), ("list", 2**40, 2**40, -1)), ()), ("expand", (("in", 0), ("list", 2**31, 2**31)), ()),
+    ("new_empty", (("in", 0), ("list", 4)), ()), ("embedding_dense_backward", (("in", 0), ("in", 0), 4, 0, False), ()),
+    ("mkldnn_rnn_layer", (("in", 0),), ()), ("quantized_lstm_cell", (("in", 0),), ()),
+])  # fmt: skip
+def test_a_call_that_could_end_the_process_is_refused(step):
+    with pytest.raises(ValueError, match="."):
+        Node.of("call", "x", steps=(step,))
+
+
+def test_a_sum_with_its_own_transpose_is_zero_on_both_sides_for_new_units():
+    for mixed in (lambda w: w + w.t(), lambda w: (w - w.t()).tanh()):
+        made = from_torch(Of(lambda m, x: m.b(m.a(x) @ mixed(m.w)), a=nn.Linear(6, 5), b=nn.Linear(5, 3), w=nn.Parameter(torch.randn(5, 5))), torch.randn(4, 6))
+        proofs.resized(made.arch, proofs.Tally())
+        wide = resize(made.arch, {"a": (*range(5), -1)})
+        assert {("matmul.w0", 0), ("matmul.w0", 1)} <= set(wide.zero)
 
 
 def test_a_call_that_takes_the_machines_memory_is_refused():

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Labelled(NamedTuple):
-    """A tensor as rules see it. `leaf`: made of parameters only, of those in `held`."""
+    """A tensor as rules see it. `leaf`: made of parameters only, of those in `held`: more than one name where of several tensors."""
 
     shape: Shape
     labels: tuple[Label, ...]
@@ -106,6 +106,8 @@ class Trace:
                 self.give_up(step.func, [label for x in seen for label in x.labels])
             leaf = bool(seen) and all(x.leaf for x in seen)
             names = () if not leaf else seen[0].held if len(seen) == 1 else tuple(dict.fromkeys(n for x in seen for n in x.held))
+            if len(names) == 1 and len(seen) > 1:
+                names *= 2  # as in w + w.T, where a dimension may be two of the parameter's
             for k, (number, shape) in enumerate(zip(step.outs, step.shapes, strict=True)):
                 held[number] = Labelled(shape, labels[k] if k < len(labels) else (None,) * len(shape), leaf, names)
         return held[made.out]
@@ -150,13 +152,13 @@ class Trace:
             else:
                 self._mark_parts(kind, mine, x)
         if len(x.held) > 1:
-            # Of several parameters: all of them.
+            # Of several: all of them.
             self._mark_parts(kind, label, x)
 
     def _mark_parts(self, kind: str, label: np.ndarray, x: Labelled) -> None:
         cells = self.cells
         parts = {a for cell in np.unique(label).tolist() for a in cells.atoms(cell)}
-        for name in x.held:
+        for name in dict.fromkeys(x.held):
             for axis, own in enumerate(self.leaves[name].labels):
                 if own is not None and any(not parts.isdisjoint(cells.atoms(cell)) for cell in own.tolist()):
                     self.mark(kind, own, name, axis)

@@ -14,10 +14,15 @@ from dagrow.ops import MOST, MOST_VALUES, REGISTRY, Example, Op
 from dagrow.registry import Options
 
 MOST_STEPS = 256
+MOST_SIZES = 2**48
 WORD = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 TEXT = re.compile(r"[A-Za-z_.,> -]{0,64}\Z")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 PLAIN = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|float|bool|number|str)\]*\Z")
+# Not what a network runs, and not safe with any arguments: these read memory that is not theirs.
+UNSAFE = re.compile(r"backward|quantized|qparams|sparse|mkldnn|miopen|cudnn|fbgemm|empty|resize|^set$|^data$|pin_memory")
+# Of these the numbers in a list are no sizes of one tensor.
+LISTING = re.compile(r"split|chunk|roll|pad")
 SIZED = ("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
 Extent = Annotated[int, pydantic.Field(strict=True, ge=0, le=MOST)]
 Own = tuple[Annotated[str, pydantic.Field(pattern=r"^w[0-9]{1,3}$")], tuple[Extent, ...], Literal[DTYPES], bool]
@@ -32,7 +37,7 @@ def arguments_of(name: str) -> frozenset[str] | None:
     """
     import torch
 
-    if not WORD.match(name) or name.endswith("_"):
+    if not WORD.match(name) or name.endswith("_") or UNSAFE.search(name):
         return None
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
@@ -88,7 +93,11 @@ def frozen_step(step: Any, number: int, own: frozenset[str]) -> tuple:
     for row in kwargs:
         if not isinstance(row, (list, tuple)) or len(row) != 2 or row[0] not in known:
             raise ValueError(f"{name} takes no argument {str(row[0] if isinstance(row, (list, tuple)) and row else row)[:40]!r}")
-    return name, tuple(frozen(a, number, own) for a in args), tuple((k, frozen(v, number, own)) for k, v in kwargs)
+    made = name, tuple(frozen(a, number, own) for a in args), tuple((k, frozen(v, number, own)) for k, v in kwargs)
+    for value in () if LISTING.search(name) else (*made[1], *(v for _, v in made[2])):
+        if isinstance(value, tuple) and value[0] == "list" and math.prod(max(1, abs(v)) for v in value[1:] if type(v) is int) > MOST_SIZES:
+            raise ValueError(f"{name} of a tensor of more than {MOST_SIZES:,} values")
+    return made
 
 
 @REGISTRY.register("call")
