@@ -579,3 +579,15 @@ def test_exports_of_parametrized_modules(rows, tmp_path):
     assert torch.allclose(torch.jit.load(tmp_path / "net.pt")(x), models[0].eval()(x), atol=1e-5) and len(list(models[0].parameters())) == 5
     with pytest.raises(ExportError, match="export pt2"):
         old.export("torchscript", tmp_path / "old.pt")
+
+
+def test_what_raises_the_loss_at_once_by_more_than_it_brings_is_refused():
+    from dagrow.grower.deciding import _sober
+    from dagrow.select import Outcome, Trial
+    from dagrow.trials import Measured
+
+    def status(gain: float, checked: float, epochs: int = 1) -> str:
+        return _sober(Measured(Outcome(Trial(1, epochs), gain, 0.01), checked=checked)).outcome.status
+
+    assert status(0.085, -0.31) == status(-0.01, -0.02) == "raises the loss at once"
+    assert status(0.085, -0.05) == status(0.0, -1e-6) == status(0.1, 0.2) == status(0.02, -0.3, epochs=0) == "ok"

@@ -30,6 +30,8 @@ from dagrow.trials import Bench, Measured, Recipe
 Weights = dict[str, Tensor]
 # Gradients of so many parts of the rows say how large they are in each entry.
 PARTS = 8
+# Nats that a kept function may differ by on rows in single precision.
+ROUNDING = 1e-4
 
 
 class ScoreOptions(registry.Options):
@@ -147,7 +149,7 @@ class Sight:
             if isinstance(asked, Done):
                 break
             for trial in asked.trials:
-                made[trial] = bench.make(trial)
+                made[trial] = _sober(bench.make(trial))
                 outcomes.append(made[trial].outcome)
         if asked.choice is None or asked.choice.members == (0,):
             return None, [], asked.note, "ok"
@@ -181,6 +183,14 @@ class Sight:
             return total
 
         return found
+
+
+def _sober(found: Measured) -> Measured:
+    """What raises the loss at once by more than its fine-tuning brought is refused: the user's own training is another."""
+    outcome = found.outcome
+    if outcome.status == "ok" and outcome.trial.epochs and found.checked < -max(outcome.gain, ROUNDING):
+        return replace(found, outcome=replace(outcome, status="raises the loss at once"))
+    return found
 
 
 def _banned(arch: Architecture, edits: tuple[tuple[type, Any], ...], frozen: frozenset[str]) -> frozenset[str]:
