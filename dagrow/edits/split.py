@@ -28,12 +28,12 @@ class Split(Edit):
 
     preserves = True
     undone_by = ("merge",)
-    examples = ({"units": 2, "uneven": 0.25},)
+    examples = ({"uneven": 0.0}, {"units": 2, "uneven": 0.25})
 
     class Options(EditOptions):
         units: tuple[Count, ...] | Count = pydantic.Field(1, description="units to split at once; a list offers each")
         max: Count | None = pydantic.Field(None, description="the most units an axis may have")
-        uneven: float = pydantic.Field(0.0, ge=0, lt=1, description="clones have (1 ± uneven) / 2 of what the unit did: equal ones learn the same without noise")
+        uneven: float = pydantic.Field(0.2, ge=0, lt=1, description="clones have (1 ± uneven) / 2 of what the unit did; at 0 they are equal, and learn the same")
 
     @staticmethod
     def match(arch: Architecture, options) -> Iterator[Site]:
