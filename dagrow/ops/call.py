@@ -19,8 +19,8 @@ WORD = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 TEXT = re.compile(r"[A-Za-z_.,> -]{0,64}\Z")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 PLAIN = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|float|bool|number|str)\]*\Z")
-# Not what a network runs, and not safe with any arguments: these read memory that is not theirs.
-UNSAFE = re.compile(r"backward|quantized|qparams|sparse|mkldnn|miopen|cudnn|fbgemm|empty|resize|^set$|^data$|pin_memory")
+# Not what a network runs, and not safe with any arguments: these read memory that is not theirs, or count as far as they are told.
+UNSAFE = re.compile(r"backward|quantized|qparams|sparse|mkldnn|miopen|cudnn|fbgemm|empty|resize|^set$|^data$|pin_memory|polynomial")
 # Of these the numbers in a list are no sizes of one tensor.
 LISTING = re.compile(r"split|chunk|roll|pad")
 SIZED = ("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
@@ -97,6 +97,8 @@ def frozen_step(step: Any, number: int, own: frozenset[str]) -> tuple:
     for value in () if LISTING.search(name) else (*made[1], *(v for _, v in made[2])):
         if isinstance(value, tuple) and value[0] == "list" and math.prod(max(1, abs(v)) for v in value[1:] if type(v) is int) > MOST_SIZES:
             raise ValueError(f"{name} of a tensor of more than {MOST_SIZES:,} values")
+    if re.search("split|chunk", name) and any(type(v) is int and v > MOST for v in made[1]):
+        raise ValueError(f"{name} into more than {MOST:,} parts")
     return made
 
 
