@@ -63,7 +63,11 @@ def test_names_are_recovered(name):
         assert torch.equal(state[n], t), n
 
 
-@each_model
+# The deep ones take a while: they are tried with the slow tests.
+DEEP = ("resnet20", "densenet", "mobilenetv2", "inception", "unet")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in NAMES])
 def test_every_axis_is_what_it_says(name):
     arch, tally = imported(name)[1].arch, Tally()
     resized(arch, tally)
