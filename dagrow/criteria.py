@@ -46,12 +46,6 @@ class Criterion(Loss):
             raise UsageError(f"loss_fn gives {what}, not one number", fix='take the mean over the rows (reduction="mean")')
         return value.reshape(())
 
-    def nats_of(self, mean: float, outputs: int) -> float:
-        return mean
-
-    def per_sample(self, rows: int, outputs: int) -> float:
-        return -float(rows)
-
     def each(self, out: Tensor, y: Tensor, *, beta: float = 1.0, variance: float | None = None) -> Tensor:
         self.check(out, y)
         with torch.no_grad():
@@ -100,12 +94,6 @@ class LocalQuadratic(Loss):
 
     def mean(self, out: Tensor, y: Tensor) -> Tensor:
         return self.each(out, y).mean()
-
-    def nats_of(self, mean: float, outputs: int) -> float:
-        return mean
-
-    def per_sample(self, rows: int, outputs: int) -> float:
-        return -float(rows)
 
     def each(self, out: Tensor, y: Tensor, *, beta: float = 1.0, variance: float | None = None) -> Tensor:
         self.check(out, y)

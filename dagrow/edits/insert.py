@@ -22,8 +22,6 @@ from dagrow.scores import Proposal
 
 NONE = "none"
 # What these make is never negative, and what those do to it leaves it so.
-RECTIFIED = ("relu", "relu6", "sigmoid", "softplus", "hardsigmoid")
-KEEPING = ("max_pool", "avg_pool", "global_avg_pool", "global_max_pool", "flatten", "identity", "dropout", "add", "concat", "mean", "reshape", "permute")
 
 
 @REGISTRY.register("insert")
@@ -102,8 +100,8 @@ def _built(arch: Architecture, after: str, reader: str, act: str, kernel: int) -
 
 def _rectified(arch: Architecture, name: str) -> bool:
     """Whether its values are never negative."""
-    node = arch.nodes[name]
-    return node.op in RECTIFIED or (node.op in KEEPING and all(_rectified(arch, i) for i in node.inputs))
+    rule = arch.nodes[name].rule
+    return rule.nonnegative == "always" or (rule.nonnegative == "inherited" and all(_rectified(arch, i) for i in arch.nodes[name].inputs))
 
 
 def _start(frame: Architecture, new: tuple[str, ...], seen: Pass) -> dict[str, Tensor]:

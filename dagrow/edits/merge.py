@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.edits.shares import Shared, activations, columns_of, fed, given_over, shared
+from dagrow.edits.shares import Shared, activations, columns_of, fed, given_over, kept_units, shared
 from dagrow.edits.widen import Count, numbers
-from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
+from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resized_cost
 from dagrow.measure import Pass
 from dagrow.measure.sites import Recast, Site
 from dagrow.scores import Proposal
@@ -41,7 +41,7 @@ class Merge(Edit):
                 continue
             units = tuple(sorted({u for u in numbers(options.units) if u <= axis.size - options.min}))
             if units:
-                yield Site("merge", axis.id, Recast(arch, False, partial(_made, arch, axis.id), plan=partial(_plan, axis.id, share)), units, (axis.id,))
+                yield Site("merge", axis.id, Recast(arch, False, partial(kept_units, arch, axis.id), plan=partial(_plan, axis.id, share)), units, (axis.id,))
 
     @classmethod
     def price(cls, arch: Architecture, site: Site, proposal: Proposal) -> Cost | Refusal:
@@ -49,13 +49,7 @@ class Merge(Edit):
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
-        return _made(arch, site.detail[0], proposal)
-
-
-def _made(arch: Architecture, axis: str, proposal: Proposal) -> Rewrite | Refusal:
-    if proposal.keep is None or len(set(proposal.keep)) < len(proposal.keep):
-        return Refusal(f"the units of {axis} that stay have to be named, each once")
-    return resize(arch, {axis: proposal.keep})
+        return kept_units(arch, site.detail[0], proposal)
 
 
 def _plan(axis: str, share: Shared, seen: Pass, units: int) -> Proposal:

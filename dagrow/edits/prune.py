@@ -9,7 +9,7 @@ import pydantic
 import torch
 
 from dagrow.edits import REGISTRY, Edit, EditOptions
-from dagrow.edits.shares import columns_of
+from dagrow.edits.shares import columns_of, kept_units
 from dagrow.edits.widen import Count, affine_users, numbers, units_of
 from dagrow.graph import Architecture, Cost, Refusal, Rewrite, resize, resized_cost
 from dagrow.graph.axes import Axis
@@ -57,13 +57,7 @@ class Prune(Edit):
 
     @staticmethod
     def rewrite(arch: Architecture, site: Site, proposal: Proposal) -> Rewrite | Refusal:
-        return _made(arch, site.detail[0], proposal)
-
-
-def _made(arch: Architecture, axis: str, proposal: Proposal) -> Rewrite | Refusal:
-    if proposal.keep is None or len(set(proposal.keep)) < len(proposal.keep):
-        return Refusal(f"the units of {axis} that stay have to be named, each once")
-    return resize(arch, {axis: proposal.keep})
+        return kept_units(arch, site.detail[0], proposal)
 
 
 def _can_lose(arch: Architecture, axis: Axis, units: int) -> bool:
@@ -78,7 +72,7 @@ def _form(arch: Architecture, axis: Axis) -> Drop | Recast:
     readers = _readers(arch, axis)
     if readers:
         return Drop(axis.id, axis.size, readers, tuple(arch.derived.units(axis.id, f"{r}.weight", 1) for r in readers))
-    return Recast(arch, False, partial(_made, arch, axis.id), plan=partial(_plan, axis.id))
+    return Recast(arch, False, partial(kept_units, arch, axis.id), plan=partial(_plan, axis.id))
 
 
 def _readers(arch: Architecture, axis: Axis) -> tuple[str, ...]:
@@ -102,10 +96,10 @@ def _plan(axis: str, seen: Pass, units: int) -> Proposal:
             size += torch.stack([weight[there].square().sum() for there in columns_of(arch, found, (slot.param, slot.axis))])
     small = torch.argsort(torch.nan_to_num(size), stable=True)[: max(units, TRIED)].tolist()
     made = {u: Proposal(units=1, keep=tuple(k for k in range(found.size) if k != u)) for u in small}
-    refused = next((r for u in small if isinstance(r := _made(arch, axis, made[u]), Refusal)), None)
+    refused = next((r for u in small if isinstance(r := kept_units(arch, axis, made[u]), Refusal)), None)
     if refused is not None:
         return Proposal("unsupported", refused.reason)
-    form = Recast(arch, False, partial(_made, arch, axis))
+    form = Recast(arch, False, partial(kept_units, arch, axis))
     worth = {}
     for u in small:
         try:

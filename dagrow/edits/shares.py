@@ -17,6 +17,13 @@ from dagrow.measure import Pass, Proposal
 CELLS = 4096  # rows and positions on which units are compared
 
 
+def kept_units(arch: Architecture, axis: str, proposal: Proposal) -> Rewrite | Refusal:
+    """The axis with the units that the proposal keeps."""
+    if proposal.keep is None or len(set(proposal.keep)) < len(proposal.keep):
+        return Refusal(f"the units of {axis} that stay have to be named, each once")
+    return resize(arch, {axis: proposal.keep})
+
+
 @dataclass(frozen=True)
 class Shared:
     """Where the units of an axis are added up: `slots`, the (parameter, axis) by which one unit's part is scaled, and for each

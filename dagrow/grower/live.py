@@ -56,7 +56,7 @@ class Live:
         """A model as its user made it. Of its modules those of torch.nn, and those kept whole, are nodes; the user's own only hold some."""
         arch, calls = found.arch, {}
         for node, path in found.modules.items():
-            if path and (arch.nodes[node].op == "opaque" or type(model.get_submodule(path)).__module__.startswith("torch.nn.")):
+            if path and (arch.nodes[node].rule.closed or type(model.get_submodule(path)).__module__.startswith("torch.nn.")):
                 calls.setdefault(path, []).append(node)
         # A module that became several nodes is none of them.
         forms = {node: (arch.nodes[node].op, arch.nodes[node].attrs, tuple(arch.formed.locals[node].items())) for nodes in calls.values() for node in nodes}

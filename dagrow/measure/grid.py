@@ -14,7 +14,24 @@ from dagrow.measure.sites import Site
 Shape = tuple[int, ...]
 
 
-class Grid(Sequence[Site]):
+class Sites(Sequence[Site]):
+    """Sites that are made one by one: `site(k)` makes the k-th."""
+
+    def site(self, k: int) -> Site:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, k: int) -> Site: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Site]: ...
+    def __getitem__(self, k):
+        return [self.site(j) for j in range(*k.indices(len(self)))] if isinstance(k, slice) else self.site(range(len(self))[k])
+
+    def __iter__(self) -> Iterator[Site]:
+        return (self.site(k) for k in range(len(self)))
+
+
+class Grid(Sites):
     """The sites of one edit that each lead from one of `sources` into one of `targets`, target by target.
 
     `pairs` [sites, 2]: places in `sources` and `targets`. `form`: the class of every site's form. `make(source, target,
@@ -34,18 +51,9 @@ class Grid(Sequence[Site]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @overload
-    def __getitem__(self, k: int) -> Site: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[Site]: ...
-    def __getitem__(self, k):
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(len(self)))]
+    def site(self, k: int) -> Site:
         s, t = self.pairs[k]
         return self._make(self.sources[s], self.targets[t], int(self._strides[t, s]))
-
-    def __iter__(self) -> Iterator[Site]:
-        return (self[k] for k in range(len(self)))
 
     def find(self, key: str) -> int | None:
         """The place of the site with this key (Site.key)."""
@@ -67,7 +75,7 @@ class Grid(Sequence[Site]):
         return s[self.pairs[:, 0]] * max(1, len(shapes)) + t[self.pairs[:, 1]]
 
 
-class Several(Sequence[Site]):
+class Several(Sites):
     """Sites in some parts, grids or lists, one after another."""
 
     def __init__(self, *parts: Sequence[Site]):
@@ -76,14 +84,7 @@ class Several(Sequence[Site]):
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    @overload
-    def __getitem__(self, k: int) -> Site: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[Site]: ...
-    def __getitem__(self, k):
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(len(self)))]
-        k = range(len(self))[k]
+    def site(self, k: int) -> Site:
         for part in self.parts:
             if k < len(part):
                 return part[k]

@@ -84,7 +84,7 @@ class Op:
     they come last. grids: attribute -> (input, dimension of it): the attribute says into how many equal parts, the major
     ones, that dimension is cut; a resize sets it from the axes. examples: what the contract tests try, where the defaults
     alone would not say enough. closed: nothing is known of what it does inside (`called` says what it is), and all that it
-    touches stays as it is.
+    touches stays as it is. nonnegative: whether its values never are below 0: "always", or where none of its inputs' are.
     """
 
     name: ClassVar[str]
@@ -97,6 +97,7 @@ class Op:
     grids: ClassVar[Mapping[str, tuple[int, int]]] = {}
     examples: ClassVar[tuple[Example, ...]] = ()
     closed: ClassVar[bool] = False
+    nonnegative: ClassVar[Literal["always", "inherited", "unknown"]] = "unknown"
 
     @classmethod
     def variant(cls, attrs) -> type[Op]:

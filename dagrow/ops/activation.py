@@ -19,6 +19,7 @@ class Relu(Op):
     """max(x, 0)."""
 
     role = "activation"
+    nonnegative = "always"
     Options = Plain
 
     @staticmethod
@@ -96,6 +97,7 @@ class Sigmoid(Op):
     """1 / (1 + exp(−x))."""
 
     role = "activation"
+    nonnegative = "always"
     Options = Plain
 
     @staticmethod
@@ -140,6 +142,7 @@ class Softplus(Op):
     """log(1 + exp(`beta` x)) / `beta`; x itself where `beta` x is above `threshold`."""
 
     role = "activation"
+    nonnegative = "always"
 
     class Options(Options):
         beta: float = pydantic.Field(1.0, gt=0, le=1e3)
@@ -171,6 +174,7 @@ class Hardsigmoid(Op):
     """relu6(x + 3) / 6."""
 
     role = "activation"
+    nonnegative = "always"
     Options = Plain
 
     @staticmethod
@@ -185,6 +189,7 @@ class Relu6(Op):
     """x between 0 and 6, the nearer of them elsewhere."""
 
     role = "activation"
+    nonnegative = "always"
     Options = Plain
 
     @staticmethod

@@ -44,6 +44,7 @@ class Plain(Options):
 class Add(Op):
     """The sum of two or more tensors of one shape."""
 
+    nonnegative = "inherited"
     fewest, most = 2, None
     role = "sum"
     Options = Plain
@@ -58,6 +59,7 @@ class Add(Op):
 class Concat(Op):
     """Tensors one after another along the features or channels, or along dimension `dim`."""
 
+    nonnegative = "inherited"
     fewest, most = 2, None
 
     class Options(Options):
@@ -80,6 +82,7 @@ class Concat(Op):
 class Identity(Op):
     """The tensor as it is."""
 
+    nonnegative = "inherited"
     role = "sum"
     Options = Plain
 
@@ -92,6 +95,7 @@ class Identity(Op):
 class Flatten(Op):
     """[channels, …] to a vector, channels slowest."""
 
+    nonnegative = "inherited"
     Options = Plain
 
     @staticmethod

@@ -51,6 +51,7 @@ class Pool(Op):
 class MaxPool(Pool):
     """The largest value in each window."""
 
+    nonnegative = "inherited"
     Options = MaxOptions
     examples = (
         Example({}),
@@ -69,6 +70,7 @@ class MaxPool(Pool):
 class AvgPool(Pool):
     """The mean of each window; zeros around it count where `count_include_pad`."""
 
+    nonnegative = "inherited"
     Options = MeanOptions
     examples = (
         Example({}),
@@ -114,6 +116,7 @@ class GlobalOptions(Options):
 class GlobalAvgPool(Op):
     """The mean over all positions: [channels, …] to [channels]."""
 
+    nonnegative = "inherited"
     Options = GlobalOptions
 
     @staticmethod
@@ -126,6 +129,7 @@ class GlobalAvgPool(Op):
 class GlobalMaxPool(Op):
     """The largest value over all positions: [channels, …] to [channels]."""
 
+    nonnegative = "inherited"
     Options = GlobalOptions
 
     @staticmethod

@@ -48,6 +48,7 @@ class Unusual(BatchNorm):
 class Dropout(Op):
     """Zeroes each value, or whole `channels`, with probability `p` while training, rescaling the rest."""
 
+    nonnegative = "inherited"
     role = "sum"
     shorthand = "p"
 

@@ -21,6 +21,7 @@ MOST_DIMS = 8
 class Reshape(Op):
     """The values in their order under another `shape`, which leaves out the batch; one size may be -1: what is left."""
 
+    nonnegative = "inherited"
     examples = (
         Example({"shape": (2, 3)}, (5,), axes={"stem": 2, "stem~1": 3}),
         Example({"shape": (6, 3, 3)}, (3, 9)),
@@ -56,6 +57,7 @@ class Reshape(Op):
 class Permute(Op):
     """The dimensions in another `order`, the batch first: [0, 2, 1] swaps the two of a sequence."""
 
+    nonnegative = "inherited"
     shorthand = "order"
     examples = (Example({"order": (0, 2, 1)}, (3, 9)), Example({"order": (0, 2, 3, 1)}, (2, 7, 5)), Example({"order": (0, -1, 1, 2)}, (7, 5, 2), last=True))
 
@@ -197,6 +199,7 @@ class Pad(Op):
 class Mean(Op):
     """The mean over the dimensions `dims`, which go, or stay with size 1 where `keep`."""
 
+    nonnegative = "inherited"
     shorthand = "dims"
     examples = (
         Example({"dims": (2,)}, (3, 9)),

@@ -157,6 +157,16 @@ def test_exported_with_a_batch_of_any_size_it_is_the_same(op, k):
 
 
 @each_op
+def test_values_are_never_negative_where_it_says_so(op, k):
+    claim = ops.REGISTRY.get(op).nonnegative
+    for arch in networks(op, k, alone) if claim != "unknown" else ():
+        node, weights = arch.nodes["op"], oracles.weights_for(arch, 0)
+        given = {n: v.abs() if claim == "inherited" else v for n, v in oracles.values_of(arch, weights, oracles.rows(arch)).items() if n in node.inputs}
+        entered = Architecture({**{n: Node.of("input", shape=arch.shapes[n]) for n in node.inputs}, "op": node})
+        assert float(oracles.output(entered, weights, given).min()) >= 0
+
+
+@each_op
 def test_a_step_of_training_moves_every_parameter(op, k):
     for arch in networks(op, k, among_others):
         oracles.training_moves_everything(arch)
